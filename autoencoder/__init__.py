@@ -1,0 +1,12 @@
+"""firststage: the autoencoder stage.
+
+What may be relied on, imported from the module that holds it (importing this package imports no torch):
+
+- `autoencoder.likelihood`: `Gaussian`, `Laplace`, `DiscretizedGaussian`, `DiscretizedLogistic`
+- `autoencoder.posterior`: `DiagonalGaussian`
+- `autoencoder.prior`: `StandardNormal`
+- `autoencoder.elbo`: `evaluate_elbo`, `bits_per_dim`
+"""
+
+__all__ = ["elbo", "likelihood", "posterior", "prior"]
+__version__ = "0.1.0"

@@ -1,0 +1,116 @@
+"""The exported autoencoder: a diffusers folder with its likelihood and its pixel recipe beside it."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from autoencoder.config import DataConfig, TrainAutoencoderConfig
+from autoencoder.identity import decoder_hash, encoder_hash
+from autoencoder.likelihood import Likelihood, build_likelihood
+from autoencoder.model import AutoencoderKL, build, load
+from autoencoder.runtime.checkpoint import STATE
+from autoencoder.runtime.cli import load_config
+from autoencoder.runtime.errors import UsageError
+
+LIKELIHOOD = "likelihood.safetensors"
+PREPROCESSING = "preprocessing.json"
+
+
+def pixel_recipe(data: DataConfig, levels: int) -> dict[str, Any]:
+    """What turns an image file's pixels into what the encoder sees."""
+    return {"range": [-1.0, 1.0], "levels": levels, "channels": data.channels}
+
+
+def preprocessing(data: DataConfig, levels: int) -> dict[str, Any]:
+    """The pixel recipe, and the crops that the autoencoder was trained and validated on."""
+    crops = {k: getattr(data, k) for k in ("resolution", "resize", "filter", "validation_grid")}
+    return {"pixels": pixel_recipe(data, levels), "crops": crops}
+
+
+def save_autoencoder(
+    vae: AutoencoderKL, folder: Path, *, preprocessing: dict[str, Any], likelihood: Likelihood | None, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write a folder that stock `AutoencoderKL.from_pretrained` loads, in `dtype`.
+
+    `preprocessing.json` gets the hashes of the weights as they are before the cast.
+    """
+    hashes = {"encoder_hash": encoder_hash(vae, preprocessing["pixels"]), "decoder_hash": decoder_hash(vae)}
+    if dtype != torch.float32:
+        vae = copy.deepcopy(vae).to(dtype)
+    vae.save_pretrained(folder)
+    (folder / PREPROCESSING).write_text(json.dumps({**preprocessing, **hashes}, indent=1))
+    if likelihood is not None:
+        scale = torch.as_tensor(likelihood.scale, dtype=torch.float32).detach().cpu().reshape(-1)
+        save_file({"scale": scale}, folder / LIKELIHOOD, metadata={"name": likelihood.name, "levels": str(likelihood.levels or 0)})
+
+
+def load_likelihood(folder: Path) -> Likelihood | None:
+    """The likelihood saved beside an autoencoder, if there is one."""
+    path = folder / LIKELIHOOD
+    if not path.is_file():
+        return None
+    with safe_open(path, framework="pt") as file:
+        metadata, scale = file.metadata(), file.get_tensor("scale")
+    return build_likelihood(metadata["name"], float(scale), int(metadata["levels"]) or 256)
+
+
+def load_preprocessing(folder: Path) -> dict[str, Any] | None:
+    """The recipe saved beside an autoencoder, if there is one."""
+    path = folder / PREPROCESSING
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def load_weights(vae: AutoencoderKL, path: str) -> None:
+    """Weights for `vae` from a run, a checkpoint (its moving average where it has one) or a diffusers folder.
+
+    Raises:
+        UsageError: nothing there, or weights of another architecture; the message names the first that differs.
+    """
+    folder = Path(path)
+    found = next((folder / n for n in ("ema.safetensors", "model.safetensors") if (folder / n).is_file()), None)
+    if found is None:
+        state = load(path).state_dict()
+    else:
+        state = {k.removeprefix("vae."): v for k, v in load_file(found).items() if k.startswith("vae.")}
+    own = {k: tuple(v.shape) for k, v in vae.state_dict().items()}
+    given = {k: tuple(v.shape) for k, v in state.items()}
+    for name in sorted(own.keys() | given.keys()):
+        if own.get(name) != given.get(name):
+            raise UsageError(
+                f"init_from: {path} has {name} of shape {given.get(name, 'none')}, this network {own.get(name, 'none')}; "
+                "give weights of the same architecture"
+            )
+    vae.load_state_dict(state)
+
+
+def folder_of(path: str) -> Path | None:
+    """The local folder that `load(path)` takes the autoencoder from, a run's `vae/` included; None for hub ids."""
+    return next((f for f in (Path(path), Path(path) / "vae") if (f / "config.json").is_file()), None)
+
+
+def open_checkpoint(folder: Path) -> tuple[AutoencoderKL, Likelihood | None, dict[str, Any] | None]:
+    """Network, likelihood and recipe of a training checkpoint (`RUN/checkpoints/step-*`) or of an exported folder."""
+    if (folder / STATE).is_file():
+        return _open_training_checkpoint(folder)
+    found = folder_of(str(folder))
+    vae = load(str(folder))
+    return vae, (load_likelihood(found) if found else None), (load_preprocessing(found) if found else None)
+
+
+def _open_training_checkpoint(folder: Path) -> tuple[AutoencoderKL, Likelihood, dict[str, Any]]:
+    file = folder.parent.parent / "config.yaml"
+    if not file.is_file():
+        raise UsageError(f"{folder}: the run's config.yaml is not beside it ({file}); give a checkpoint within its run")
+    config = load_config(TrainAutoencoderConfig, file)
+    vae = build(config.model, channels=config.data.channels, resolution=config.data.resolution)
+    load_weights(vae, str(folder))
+    weights = next(folder / n for n in ("ema.safetensors", "model.safetensors") if (folder / n).is_file())
+    log_scale = load_file(weights).get("log_scale")
+    scale = load_file(folder / "controllers.safetensors")["scale"] if log_scale is None else log_scale.exp()
+    chosen = config.objective.likelihood
+    return vae, build_likelihood(chosen.name, float(scale), chosen.levels), preprocessing(config.data, chosen.levels)

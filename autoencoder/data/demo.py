@@ -1,0 +1,49 @@
+"""The demo's photos: the colour photos that ship in scikit-image's wheel."""
+
+import importlib.util
+import os
+
+import numpy as np
+
+from autoencoder.data.decode import decode_image
+from autoencoder.data.sources import Record, digest
+from autoencoder.runtime.errors import UsageError
+
+# Both views of the motorcycle stay on one side: they show the same scene.
+TRAIN = ("astronaut.png", "hubble_deep_field.jpg", "ihc.png", "motorcycle_left.png", "motorcycle_right.png", "retina.jpg")
+VALIDATION = ("chelsea.png", "coffee.png", "rocket.jpg")
+
+
+class DemoSource:
+    """Six photos to train on or three held out, decoded once; the label is the photo."""
+
+    in_memory = True
+
+    def __init__(self, split: str, channels: int) -> None:
+        files = [os.path.join(_folder(), name) for name in (TRAIN if split == "train" else VALIDATION)]
+        for file in files:
+            if not os.path.exists(file):
+                raise UsageError(
+                    f"the demo's photo {file} is missing; install scikit-image again (`pip install --force-reinstall scikit-image`)"
+                )
+        self.name = f"demo ({split})"
+        self.labels: list[str] | None = sorted(os.path.splitext(name)[0] for name in TRAIN + VALIDATION)
+        self._ids = [os.path.splitext(os.path.basename(file))[0] for file in files]
+        self._pixels: list[np.ndarray] = [decode_image(file, channels) for file in files]
+        self.fingerprint = digest(self._ids, files)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def read(self, index: int) -> Record:
+        assert self.labels is not None
+        return Record(self._pixels[index], self.labels.index(self._ids[index]), self._ids[index])
+
+
+def _folder() -> str:
+    package = importlib.util.find_spec("skimage")
+    if package is None or package.origin is None:
+        raise UsageError(
+            "data.source: `demo` needs scikit-image, which is not installed; `pip install scikit-image` or give another source"
+        )
+    return os.path.join(os.path.dirname(package.origin), "data")

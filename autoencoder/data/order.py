@@ -1,0 +1,19 @@
+"""The order of a run's endless stream of images: a permutation of the source for each epoch, open at any position."""
+
+from functools import lru_cache
+
+import numpy as np
+
+from autoencoder.runtime.rng import generator
+
+
+def sample_index(seed: int, images: int, position: int) -> int:
+    """The index, in a source of `images`, of the image at `position` of the run; every epoch of `images` positions has each index once."""
+    epoch, place = divmod(position, images)
+    return int(_permutation(seed, images, epoch)[place])
+
+
+# A batch may reach over the end of an epoch, so two are kept.
+@lru_cache(maxsize=2)
+def _permutation(seed: int, images: int, epoch: int) -> np.ndarray:
+    return generator(seed, "order", epoch).permutation(images)

@@ -1,0 +1,161 @@
+"""Random access to the images of a source, and its split into training and validation."""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from autoencoder.config import DataConfig
+from autoencoder.data.paths import VALIDATION_SPLITS, folder_splits, locate
+from autoencoder.runtime.errors import ConfigError
+from autoencoder.runtime.rng import generator
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image as it was read."""
+
+    pixels: np.ndarray
+    """(H, W, C), uint8 or uint16."""
+    label: int
+    """Class, or -1 where there is none."""
+    id: str
+    """Its name within the source."""
+
+
+class BadImage(Exception):
+    """An image that cannot be read; the loader takes another in its place."""
+
+    def __init__(self, id: str, reason: str) -> None:
+        self.id, self.reason = id, reason
+        super().__init__(id, reason)
+
+
+class Source(Protocol):
+    """Images by index. Picklable, so that loader processes can have it."""
+
+    name: str
+    """What logs call it."""
+    labels: list[str] | None
+    """Class names by label; None where images have no labels or numbers only."""
+    in_memory: bool
+    """Whether reading is a mere look-up, for which loader processes do not pay."""
+    fingerprint: str
+    """A hexadecimal digest that depends on the names and sizes of the source's files, not on where they lie."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> Record:
+        """The image at `index` in [0, len); raises BadImage."""
+        ...
+
+
+class Subset:
+    """The images of `source` at `indices`, in that order."""
+
+    def __init__(self, source: Source, indices: np.ndarray) -> None:
+        self.name, self.labels, self.in_memory = source.name, source.labels, source.in_memory
+        self.fingerprint = hashlib.sha256(source.fingerprint.encode() + np.ascontiguousarray(indices, dtype="<i8").tobytes()).hexdigest()
+        self._source, self._indices = source, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def read(self, index: int) -> Record:
+        return self._source.read(int(self._indices[index]))
+
+
+def open_source(source: str, *, split: str, config: DataConfig, key: str = "data.source") -> Source:
+    """Open what `source` names; ConfigError under `key` where it cannot be opened.
+
+    `split` is one of the source's splits; sources without splits (files, folders that are not split) have one, `train`.
+    """
+    location = locate(source, key)
+    if location.kind == "hub":
+        from autoencoder.data.table import open_hub
+
+        return open_hub(source, split, config, key)
+    splits = _splits(source, key) or ["train"]
+    if split not in splits:
+        raise ConfigError(f"{key.rpartition('.')[0]}.split", split, f"{source} has {' and '.join(splits)}")
+    match location.kind:
+        case "demo":
+            from autoencoder.data.demo import DemoSource
+
+            return DemoSource(split, config.channels)
+        case "folder":
+            from autoencoder.data.folder import FolderSource
+
+            return FolderSource(location.paths[0], split, config.channels, key)
+        case _:
+            from autoencoder.data.table import open_files
+
+            return open_files(location, source, config, key)
+
+
+def open_train_and_validation(config: DataConfig) -> tuple[Source, Source]:
+    """The training and the validation images.
+
+    Validation images come from `validation_source` if given, else from the source's own validation or test split, else
+    they are held out: `validation_images` of them, but at most a tenth. Which images are held out, or are chosen
+    from a larger split, depends on the number of images alone, so that runs with other seeds validate on the same.
+    """
+    train = open_source(config.source, split=config.split, config=config)
+    validation: Source
+    if config.validation_source is not None:
+        own = _validation_split(config.validation_source, "data.validation_source")
+        validation = open_source(config.validation_source, split=own or "train", config=config, key="data.validation_source")
+    elif (own := _validation_split(config.source, "data.source", other_than=config.split)) is not None:
+        validation = open_source(config.source, split=own, config=config)
+    elif len(train) < 2:
+        raise ConfigError("data.source", config.source, "it has a single image and none to validate on; give data.validation_source")
+    else:
+        chosen, rest = _choose(len(train), min(config.validation_images, max(1, len(train) // 10)))
+        return Subset(train, rest), Subset(train, chosen)
+    if len(validation) > config.validation_images:
+        validation = Subset(validation, _choose(len(validation), config.validation_images)[0])
+    return train, validation
+
+
+def open_evaluation(config: DataConfig, *, split: str | None, images: int | None) -> Source:
+    """The images of `config.source` to measure on: `split`, or its validation or test split, or all; `images` of them at most."""
+    chosen = split or _validation_split(config.source, "data.source") or "train"
+    source = open_source(config.source, split=chosen, config=config)
+    return source if images is None or len(source) <= images else Subset(source, _choose(len(source), images)[0])
+
+
+def digest(names: Iterable[str], files: Iterable[str]) -> str:
+    """A digest of `names` and of the sizes of the files that go by them; an edit that keeps name and size escapes it."""
+    state = hashlib.sha256()
+    for name, file in zip(names, files, strict=True):
+        size = os.stat(file).st_size if os.path.exists(file) else -1
+        state.update(f"{name}\0{size}\0".encode("utf-8", "surrogateescape"))
+    return state.hexdigest()
+
+
+def _splits(source: str, key: str) -> list[str]:
+    location = locate(source, key)
+    match location.kind:
+        case "demo":
+            return ["train", "validation"]
+        case "folder":
+            return folder_splits(location.paths[0])
+        case "hub":
+            from autoencoder.data.table import hub_splits
+
+            return hub_splits(source, key)
+        case _:
+            return []
+
+
+def _validation_split(source: str, key: str, other_than: str | None = None) -> str | None:
+    splits = _splits(source, key)
+    return next((name for name in VALIDATION_SPLITS if name in splits and name != other_than), None)
+
+
+def _choose(images: int, chosen: int) -> tuple[np.ndarray, np.ndarray]:
+    order = generator(0, "held out", 0).permutation(images)
+    return np.sort(order[:chosen]), np.sort(order[chosen:])

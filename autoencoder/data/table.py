@@ -1,0 +1,146 @@
+"""Images in tables: parquet, WebDataset and the hub, through `datasets`, which keeps an Arrow copy in its cache."""
+
+import os
+from typing import Any
+
+import datasets
+from datasets import ClassLabel, Dataset, Image, Value
+
+from autoencoder.config import DataConfig
+from autoencoder.data.decode import DecodeError, decode_image
+from autoencoder.data.paths import Location
+from autoencoder.data.sources import BadImage, Record, digest
+from autoencoder.runtime.errors import ConfigError
+
+
+class TableSource:
+    """The rows of a table with a column of encoded images; an image's id is its row and, where known, its file name."""
+
+    in_memory = False
+
+    def __init__(self, table: Dataset, *, name: str, fingerprint: str, config: DataConfig, key: str) -> None:
+        room = key.rpartition(".")[0]
+        self.name, self.fingerprint = name, fingerprint
+        self._image = _image_column(table, config.image_column, f"{room}.image_column")
+        if isinstance(table.features[self._image], Image):
+            table = table.cast_column(self._image, Image(decode=False))
+        self._label = _label_column(table, config.label_column, f"{room}.label_column")
+        self.labels, self._classes = _classes(table, self._label)
+        self._table = table.select_columns([self._image] + ([self._label] if self._label else []))
+        self._channels = config.channels
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def read(self, index: int) -> Record:
+        row = self._table[int(index)]
+        data, path = _encoded(row[self._image])
+        id = f"{index}:{path}" if path else str(index)
+        if not data:
+            raise BadImage(id, "the cell is empty")
+        try:
+            pixels = decode_image(data, self._channels)
+        except DecodeError as error:
+            raise BadImage(id, str(error)) from error
+        value = row[self._label] if self._label else None
+        label = -1 if value is None else self._classes[value] if self._classes is not None else int(value)
+        return Record(pixels, label, id)
+
+
+def open_files(location: Location, source: str, config: DataConfig, key: str) -> TableSource:
+    """The rows of parquet or WebDataset files."""
+    names = [os.path.basename(file) for file in location.paths]
+    try:
+        table = _load(location.kind, data_files={"train": list(location.paths)}, split="train")
+    except Exception as error:
+        raise ConfigError(key, source, f"cannot be read as {location.kind}: {_reason(error)}; check the files") from error
+    return TableSource(table, name=source, fingerprint=digest(names, location.paths), config=config, key=key)
+
+
+def open_hub(name: str, split: str, config: DataConfig, key: str) -> TableSource:
+    """A split of a dataset on the hub, downloaded or from the cache."""
+    splits = hub_splits(name, key)
+    if split not in splits:
+        raise ConfigError(f"{key.rpartition('.')[0]}.split", split, f"{name} has {' and '.join(splits)}")
+    try:
+        table = _load(name, split=split)
+    except Exception as error:
+        raise _unreachable(name, key, error) from error
+    return TableSource(table, name=f"{name} ({split})", fingerprint=table._fingerprint, config=config, key=key)
+
+
+def hub_splits(name: str, key: str) -> list[str]:
+    """The splits of a dataset on the hub."""
+    try:
+        return list(datasets.get_dataset_split_names(name))
+    except Exception as error:
+        raise _unreachable(name, key, error) from error
+
+
+def _load(name: str, **arguments: Any) -> Dataset:
+    # What goes wrong is raised and becomes our one message; `datasets` would log it as well.
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    return datasets.load_dataset(name, **arguments)
+
+
+def _unreachable(name: str, key: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        key, name, f"no folder here, and the hub does not give it: {_reason(error)}; check the name, the network or `hf auth login`"
+    )
+
+
+def _reason(error: Exception) -> str:
+    first_line = str(error).partition("\n")[0]
+    return f"{type(error).__name__}: {first_line}".rstrip(":. ")
+
+
+def _image_column(table: Dataset, wanted: str | None, key: str) -> str:
+    def holds_images(feature: Any) -> bool:
+        struct_of_bytes = isinstance(feature, dict) and "bytes" in feature
+        return isinstance(feature, Image) or struct_of_bytes or (isinstance(feature, Value) and feature.dtype in ("binary", "large_binary"))
+
+    columns = [name for name, feature in table.features.items() if holds_images(feature)]
+    if wanted is None and len(columns) == 1:
+        return columns[0]
+    if wanted is not None and wanted in columns:
+        return wanted
+    remedy = (
+        f"columns that can hold images: {', '.join(columns)}"
+        if columns
+        else f"no column holds images, among {', '.join(table.column_names)}"
+    )
+    raise ConfigError(key, wanted, remedy)
+
+
+def _label_column(table: Dataset, wanted: str | None, key: str) -> str | None:
+    """The column of class labels, by default `label`, or `cls` as WebDatasets call it."""
+
+    def holds_labels(feature: Any) -> bool:
+        return isinstance(feature, ClassLabel) or (
+            isinstance(feature, Value) and feature.dtype.startswith(("int", "uint", "bool", "string", "large_string"))
+        )
+
+    columns = [name for name, feature in table.features.items() if holds_labels(feature)]
+    if wanted is None:
+        return next((name for name in ("label", "cls") if name in columns), None)
+    if wanted not in columns:
+        raise ConfigError(key, wanted, f"columns that can hold labels: {', '.join(columns) or 'none'}")
+    return wanted
+
+
+def _classes(table: Dataset, column: str | None) -> tuple[list[str] | None, dict[str, int] | None]:
+    """Class names where they are known, and where labels are strings their numbers, in the order of their names."""
+    feature = table.features[column] if column else None
+    if isinstance(feature, ClassLabel):
+        return list(feature.names), None
+    if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
+        names = sorted(name for name in table.unique(column) if name is not None)
+        return names, {name: label for label, name in enumerate(names)}
+    return None, None
+
+
+def _encoded(cell: Any) -> tuple[bytes | str | None, str | None]:
+    """What to decode (bytes, else a path) and the file's name."""
+    if not isinstance(cell, dict):
+        return cell, None
+    return cell.get("bytes") or cell.get("path"), cell.get("path")

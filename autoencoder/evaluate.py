@@ -1,0 +1,127 @@
+"""`evaluate_autoencoder`: rate, distortion and quality of any diffusers autoencoder, with intervals and provenance."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from autoencoder.data.paths import check_source
+from autoencoder.lpips_weights import lpips_weights_path
+from autoencoder.runtime import cli
+from autoencoder.runtime.errors import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateDataConfig:
+    """Images to measure on. What is left null is taken from the model's `preprocessing.json`, where it has one."""
+
+    source: str | None = None
+    """`demo`, a folder, a parquet or WebDataset glob, or a dataset's hub name; null takes the validation images of the run."""
+    split: str | None = None
+    """Split of `source`; null takes its validation or test split, or all of it where it has none."""
+    images: int | None = None
+    """Most images to measure on, chosen evenly; null takes all."""
+    resolution: int | None = None
+    """Side of the central crops in pixels."""
+    resize: int | None = None
+    """Scale each image's short side to this many pixels before cropping."""
+    grid: int | None = None
+    """Crops an image: a k x k grid around its centre."""
+    filter: Literal["lanczos", "bicubic", "bilinear", "box"] | None = None
+    """Resampling filter of a resize."""
+    image_column: str | None = None
+    """Column that holds the images; null: the only image column."""
+    workers: int | None = None
+    """Loader processes; null chooses by source and cores."""
+
+    def __post_init__(self) -> None:
+        require(self.images is None or self.images >= 1, "images", self.images, "give at least 1 or null")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateLikelihoodConfig:
+    """p(x|z) for the rate-distortion account. Null takes what was saved beside the model; without either, NLL and ELBO are left out."""
+
+    name: Literal["gaussian", "laplace", "discretized_logistic", "discretized_gaussian"] | None = None
+    """Family; needs `scale`, which is to be fitted on training images, never on these."""
+    scale: float | None = None
+    """Its scale, in units where images span [-1, 1]."""
+    levels: Literal[256, 65536] = 256
+    """Levels of a pixel (discretised families)."""
+
+    def __post_init__(self) -> None:
+        require((self.name is None) == (self.scale is None), "scale", self.scale, "give name and scale together, or neither")
+        require(self.scale is None or self.scale > 0, "scale", self.scale, "give a scale above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Measure an autoencoder on fixed central crops."""
+
+    model: str
+    """A run, a diffusers folder or a hub id."""
+    data: EvaluateDataConfig = field(default_factory=EvaluateDataConfig)
+    """Images."""
+    out: str | None = None
+    """JSON file for the figures with intervals and provenance; null prints the table only."""
+    subfolder: str | None = None
+    """Subfolder of `model` (such as `vae`)."""
+    revision: str | None = None
+    """Hub revision of `model`."""
+    variant: str | None = None
+    """Weight variant of `model` (such as `fp16`)."""
+    likelihood: EvaluateLikelihoodConfig = field(default_factory=EvaluateLikelihoodConfig)
+    """Likelihood."""
+    lpips: Literal["none", "vgg", "alex", "squeeze"] = "none"
+    """LPIPS with this backbone beside PSNR and SSIM."""
+    lpips_weights: str | None = None
+    """The backbone's weights (.pth or .safetensors); null looks in torchvision's cache."""
+    batch_size: int = 64
+    """Crops that go through the network at once."""
+    seed: int = 0
+    """Seed of the posterior samples and of the bootstrap."""
+
+    def __post_init__(self) -> None:
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "give at least 1")
+        parent = Path(self.out).absolute().parent if self.out else Path()
+        require(parent.is_dir(), "out", self.out, f"the folder {parent} does not exist; make it first")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return cli.run(lambda: _evaluate(argv))
+
+
+def _evaluate(argv: list[str] | None) -> int:
+    config = cli.parse(
+        EvaluateConfig, argv, prog="firststage evaluate_autoencoder", description="Measure an autoencoder on fixed central crops."
+    )
+    if config.data.source is not None:
+        check_source(config.data.source, "data.source")
+    if config.lpips != "none":
+        lpips_weights_path(config.lpips, config.lpips_weights, key="lpips_weights")
+    from autoencoder.measuring import measure
+
+    report = measure(config)
+    print(table(report))
+    if report["provenance"]["likelihood"] is None:
+        print("no likelihood beside this model and none given (likelihood.name, likelihood.scale): NLL and ELBO left out")
+    if config.out is not None:
+        Path(config.out).write_text(json.dumps(report, indent=1))
+        print(f"written to {config.out}")
+    return 0
+
+
+def table(report: dict[str, Any]) -> str:
+    """The figures of an evaluation as text: mean, interval, unit; then image by image where they are few."""
+    lines = [f"{'':24}{'mean':>12}{'95% interval':>26}"]
+    for name, m in report["metrics"].items():
+        lines.append(f"{name:24}{m['mean']:12.4f}{m['low']:13.4f}{m['high']:13.4f}  {m['unit']}")
+    photos = report["photos"]
+    lines.append(
+        f"{sum(p['crops'] for p in photos)} crops of {len(photos)} images; "
+        f"{report['active_channels']} of {len(report['channels'])} latent channels active"
+    )
+    if len(photos) <= 16:
+        lines += [f"  {p['id']:40} psnr {p['psnr_db']:6.2f} dB  kl {p['kl_nats']:8.1f} nats  ssim {p['ssim']:.3f}" for p in photos]
+    return "\n".join(lines)

@@ -1,0 +1,125 @@
+"""Measuring an autoencoder: per-image rate, distortion and quality over a fixed set of crops."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoencoder.data.loader import Batch
+from autoencoder.data.pixels import to_images
+from autoencoder.diagnostics import Channel, LatentStatistics
+from autoencoder.elbo import bits_per_dim
+from autoencoder.likelihood import Likelihood
+from autoencoder.metrics import bootstrap_interval, psnr, ssim
+from autoencoder.model import AutoencoderKL, decode, encode
+
+UNITS = {
+    "nll_nats": "nats per image",
+    "kl_nats": "nats per image",
+    "elbo_nats": "nats per image",
+    "bits_per_dim": "bits per dimension",
+    "kl_nats_per_latent": "nats per latent value",
+    "psnr_db": "dB",
+    "ssim": "1",
+    "lpips": "1",
+    "mean_absolute_error": "of images in [-1, 1]",
+    "mean_squared_error": "of images in [-1, 1]",
+}
+
+
+@dataclass
+class Evaluation:
+    """Per-crop values, (N,) each, and what the latents carry."""
+
+    values: dict[str, Tensor]
+    photos: Tensor
+    """Index of the image that each crop is from, (N,)."""
+    ids: list[str]
+    channels: list[Channel]
+    latent_std: float
+
+    def means(self) -> dict[str, float]:
+        """Mean of every value over the crops."""
+        return {name: value.mean().item() for name, value in self.values.items()}
+
+    def report(self, *, seed: int = 0) -> dict[str, Any]:
+        """Means with 95% bootstrap intervals over images, per-image means and per-channel rates, ready for JSON."""
+        metrics = {}
+        for name, value in self.values.items():
+            low, high = bootstrap_interval(value, groups=self.photos, seed=seed)
+            metrics[name] = {"mean": value.mean().item(), "low": low, "high": high, "unit": UNITS[name]}
+        photos = []
+        for photo in self.photos.unique().tolist():
+            chosen = self.photos == photo
+            name = next(i for i, c in zip(self.ids, chosen.tolist(), strict=True) if c).split("#")[0]
+            photos.append({"id": name, "crops": int(chosen.sum()), **{k: v[chosen].mean().item() for k, v in self.values.items()}})
+        return {
+            "metrics": metrics,
+            "photos": photos,
+            "channels": [asdict(c) for c in self.channels],
+            "active_channels": sum(c.active for c in self.channels),
+            "latent_std": self.latent_std,
+        }
+
+
+@torch.no_grad()
+def evaluate(
+    vae: AutoencoderKL,
+    batches: Iterable[Batch],
+    *,
+    device: torch.device,
+    likelihood: Likelihood | None,
+    lpips: nn.Module | None = None,
+) -> Evaluation:
+    """Measure `vae` on fixed crops with fixed noise; with several processes each brings its share and gets the whole.
+
+    NLL and KL are those of one posterior sample (nats per image, at beta = 1); PSNR, SSIM and LPIPS those of the posterior's mode.
+    """
+    vae = vae.to(device).eval()
+    rows: dict[str, list[Tensor]] = {}
+    photos: list[Tensor] = []
+    ids: list[str] = []
+    statistics = LatentStatistics()
+    for batch in batches:
+        real = batch.weight > 0
+        batch = batch.to(device)
+        images = to_images(batch.pixels)
+        posterior = encode(vae, images)
+        statistics.add(posterior, batch.weight)
+        values = {"kl_nats": posterior.kl_to_standard_normal()}
+        if likelihood is not None:
+            values["nll_nats"] = -likelihood.log_prob(images, decode(vae, posterior.sample(batch.noise)))
+            values["elbo_nats"] = -values["nll_nats"] - values["kl_nats"]
+            if likelihood.discrete:
+                values["bits_per_dim"] = bits_per_dim(values["elbo_nats"], images[0].numel())
+        values["kl_nats_per_latent"] = values["kl_nats"] / posterior.mean[0].numel()
+        reconstruction = decode(vae, posterior.mode())
+        error = (images - reconstruction).flatten(1)
+        values |= {
+            "psnr_db": psnr(images, reconstruction),
+            "ssim": ssim(images, reconstruction),
+            "mean_absolute_error": error.abs().mean(1),
+            "mean_squared_error": error.square().mean(1),
+        }
+        if lpips is not None:
+            values["lpips"] = lpips(images, reconstruction.clamp(-1, 1))
+        for name, value in values.items():
+            rows.setdefault(name, []).append(value.double().cpu()[real])
+        photos.append(batch.photo.cpu()[real])
+        ids += [i for i, r in zip(batch.ids, real.tolist(), strict=True) if r]
+    return _gather({k: torch.cat(v) for k, v in rows.items()}, torch.cat(photos), ids, statistics)
+
+
+def _gather(values: dict[str, Tensor], photos: Tensor, ids: list[str], statistics: LatentStatistics) -> Evaluation:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        parts: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(parts, (values, photos, ids, statistics.sums))
+        values = {k: torch.cat([p[0][k] for p in parts]) for k in values}
+        photos = torch.cat([p[1] for p in parts])
+        ids = [i for p in parts for i in p[2]]
+        statistics = LatentStatistics()
+        for part in parts:
+            statistics.merge(part[3])
+    return Evaluation(values, photos, ids, statistics.channels(), statistics.sample_std())

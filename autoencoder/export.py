@@ -1,0 +1,64 @@
+"""`export_autoencoder`: a checkpoint or a finished run as a folder or file that other tools load."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from autoencoder.runtime import cli
+from autoencoder.runtime.errors import UsageError, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Write an autoencoder's weights for other tools."""
+
+    checkpoint: str
+    """A checkpoint (`RUN/checkpoints/step-*`, its moving average), or a finished run or diffusers folder."""
+    out: str
+    """Folder to write (`diffusers`), or file ending in .safetensors (`ldm`)."""
+    format: Literal["diffusers", "ldm"] = "diffusers"
+    """`diffusers`: a folder for `AutoencoderKL.from_pretrained`; `ldm`: one file with the names of the LDM code base."""
+    dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Precision of the written weights."""
+
+    def __post_init__(self) -> None:
+        require(Path(self.checkpoint).is_dir(), "checkpoint", self.checkpoint, "give a folder that exists")
+        if self.format == "ldm":
+            require(self.out.endswith(".safetensors"), "out", self.out, "give a file name ending in .safetensors for format `ldm`")
+        else:
+            used = Path(self.out).exists() and (not Path(self.out).is_dir() or any(Path(self.out).iterdir()))
+            require(not used, "out", self.out, "give a folder that is new or empty")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return cli.run(lambda: _export(argv))
+
+
+def _export(argv: list[str] | None) -> int:
+    config = cli.parse(
+        ExportConfig, argv, prog="firststage export_autoencoder", description="Write an autoencoder's weights for other tools."
+    )
+    import torch
+
+    from autoencoder import artifact
+
+    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.dtype]
+    vae, likelihood, recipe = artifact.open_checkpoint(Path(config.checkpoint))
+    worst = max(float(p.abs().max()) for p in vae.parameters())
+    if dtype == torch.float16 and worst > 65504:
+        raise UsageError(f"dtype: fp16 cannot hold these weights (largest {worst:.3g}, fp16 ends at 65504); give bf16 or fp32")
+    out = Path(config.out)
+    if config.format == "ldm":
+        from safetensors.torch import save_file
+
+        from autoencoder.ldm_names import to_ldm
+
+        out.parent.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.to(dtype).contiguous() for k, v in to_ldm(vae).items()}, out)
+    elif recipe is None:
+        vae.to(dtype).save_pretrained(out)
+    else:
+        artifact.save_autoencoder(vae, out, preprocessing=recipe, likelihood=likelihood, dtype=dtype)
+    print(f"written to {out} ({config.format}, {config.dtype})")
+    return 0

@@ -1,0 +1,52 @@
+"""q(z|x): the encoder's distribution over latents."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+class DiagonalGaussian:
+    """N(mean, diag exp(logvar)) over latents of any shape (B, ...).
+
+    Half-precision inputs are raised to float32; float64 stays float64. Densities and divergences are in
+    nats, summed over all but the batch axis: (B,).
+    """
+
+    def __init__(self, mean: Tensor, logvar: Tensor) -> None:
+        if mean.shape != logvar.shape:
+            raise ValueError(f"mean {tuple(mean.shape)} and logvar {tuple(logvar.shape)} differ in shape; give one log-variance a mean")
+        if mean.ndim < 2:
+            raise ValueError(f"mean has shape {tuple(mean.shape)}; give a batch axis and at least one more")
+        dtype = torch.promote_types(torch.promote_types(mean.dtype, logvar.dtype), torch.float32)
+        self.mean, self.logvar = mean.to(dtype), logvar.to(dtype)
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation, the shape of `mean`."""
+        return (0.5 * self.logvar).exp()
+
+    def mode(self) -> Tensor:
+        """The most probable latents: the mean."""
+        return self.mean
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """mean + std * noise, for standard normal `noise` of the same shape (Kingma & Welling 2013, sec. 2.4)."""
+        return self.mean + self.std * noise.to(self.mean)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log q(z|x) in nats, (B,)."""
+        squared = (z.to(self.mean) - self.mean).square() * (-self.logvar).exp()
+        return -0.5 * (squared + self.logvar + math.log(2 * math.pi)).flatten(1).sum(1)
+
+    def entropy(self) -> Tensor:
+        """H(q(z|x)) in nats, (B,)."""
+        return 0.5 * (self.logvar + math.log(2 * math.pi) + 1).flatten(1).sum(1)
+
+    def kl_map(self) -> Tensor:
+        """KL to the standard normal, element by element in nats, the shape of `mean` (Kingma & Welling 2013, app. B)."""
+        return 0.5 * (self.mean.square() + self.logvar.exp() - 1 - self.logvar)
+
+    def kl_to_standard_normal(self) -> Tensor:
+        """KL(q(z|x) || N(0, I)) in nats, (B,)."""
+        return self.kl_map().flatten(1).sum(1)

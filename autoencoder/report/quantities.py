@@ -1,0 +1,87 @@
+"""The scalars that a report knows, and how their values are written."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A named scalar of `metrics.jsonl` or `evaluation.json`."""
+
+    key: str
+    label: str
+    unit: str
+    """Unit; empty for a pure number."""
+    digits: int | None = None
+    """Decimals shown; None shows four significant figures."""
+
+    def show(self, value: float | None) -> str:
+        """The value as text, without its unit."""
+        return number(value, self.digits)
+
+
+QUANTITIES = {
+    q.key: q
+    for q in (
+        Quantity("psnr_db", "PSNR", "dB", 2),
+        Quantity("kl_nats", "KL", "nats an image", 1),
+        Quantity("nll_nats", "Negative log-likelihood", "nats an image", 1),
+        Quantity("elbo_nats", "ELBO", "nats an image", 1),
+        Quantity("bits_per_dim", "Bits per dimension", "bits", 3),
+        Quantity("ssim", "SSIM", "", 4),
+        Quantity("lpips", "LPIPS", "", 4),
+        Quantity("kl_nats_per_latent", "KL a latent value", "nats", 3),
+        Quantity("loss", "Loss", "", 1),
+        Quantity("perceptual", "Perceptual distance", "", 4),
+        Quantity("adversarial", "Adversarial term", "", 4),
+        Quantity("kl_weight", "KL weight", ""),
+        Quantity("effective_beta", "Effective β", ""),
+        Quantity("likelihood_scale", "Likelihood scale", "images in [−1, 1]", 4),
+        Quantity("lr", "Learning rate", ""),
+        Quantity("gradient_norm", "Gradient norm", ""),
+        Quantity("images_per_second", "Throughput", "images a second", 1),
+        Quantity("active_channels", "Active channels", "", 0),
+        Quantity("mean_absolute_error", "Mean absolute error", "images in [−1, 1]", 4),
+        Quantity("mean_squared_error", "Mean squared error", "images in [−1, 1]", 5),
+    )
+}
+
+HEADLINES = ("psnr_db", "kl_nats", "nll_nats", "elbo_nats", "bits_per_dim", "ssim", "lpips")
+
+
+def quantity(key: str) -> Quantity:
+    """The known quantity, or a plain one for a scalar that a later stage or an own loss logs."""
+    return QUANTITIES.get(key) or Quantity(key, key.replace("_", " "), "")
+
+
+def number(value: float | None, digits: int | None) -> str:
+    """A number with thousands separated and a true minus, to four significant figures without `digits`; an em dash where there is none."""
+    if value is None:
+        return "—"
+    if not math.isfinite(value):
+        return "not a number" if math.isnan(value) else "∞" if value > 0 else "−∞"
+    return format(value, ",.4g" if digits is None else f",.{digits}f").replace("-", "−")
+
+
+def images_seen(images: float) -> str:
+    """A count of images, short: 800, 12.5k, 1.5M."""
+    for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if images >= size:
+            return f"{images / size:.4g}{suffix}"
+    return f"{images:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """A span of time in its two largest units."""
+    minutes, hours = round(seconds) // 60, round(seconds) // 3600
+    if hours:
+        return f"{hours} h {minutes % 60:02d} min"
+    return f"{minutes} min {round(seconds) % 60:02d} s" if minutes else f"{round(seconds)} s"
+
+
+def plain(value: Any) -> str:
+    """A configuration or provenance value as YAML writes it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return ", ".join(plain(v) for v in value) if isinstance(value, list) else str(value)

@@ -1,0 +1,223 @@
+"""Every command's line: `--config FILE.yaml`, dotted overrides, `--print_config`, errors in one message. Torch-free.
+
+Settings come from three places: the dataclass's defaults, then each `--config` in the order given, then
+the command line, wherever `--config` stands on it.
+"""
+
+import re
+import sys
+from argparse import SUPPRESS, ArgumentError
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+from autoencoder.runtime.config_file import closest, find_config, plain, read_config, shipped_configs, to_yaml
+from autoencoder.runtime.errors import ConfigError, TrainingError, UsageError
+from autoencoder.runtime.settings import admits, arguments, groups, required, settings, words
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+C = TypeVar("C")
+
+
+def run(body: Callable[[], int | None]) -> int:
+    """Run a command's body and return its exit code: 2 after a `UsageError`, 1 after a `TrainingError`, each one message on stderr."""
+    try:
+        return body() or 0
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except TrainingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def parse(
+    config_class: type[C], argv: list[str] | None, *, prog: str, description: str, stage: str = "autoencoder", positional: str | None = None
+) -> C:
+    """The configuration that a command line asks for.
+
+    `stage` is the folder under `configs/` whose files `--config NAME` finds; `positional` names the
+    `list[str]` setting that bare arguments fill. Raises `UsageError` for whatever cannot be used, and
+    `SystemExit(0)` once `--help` or `--print_config` has printed.
+    """
+    line = _Line(config_class, stage, positional)
+    line.read(sys.argv[1:] if argv is None else argv)
+    parser = _parser(config_class, prog, description, stage, positional)
+    if line.help:
+        parser.print_help()
+        raise SystemExit(0)
+    values = _typed(parser, line)
+    missing = [key for key in required(config_class) if key not in line.given]
+    if missing and not line.print_config:
+        raise UsageError(_missing(parser, missing[0], positional))
+    try:
+        given = arguments(config_class, values.__getitem__, without=missing)
+        config = None if missing else config_class(**given)
+    except ConfigError as error:
+        raise line.located(error) from None
+    if line.print_config or config is None:
+        print(to_yaml(plain(given)), end="")
+        raise SystemExit(0)
+    return config
+
+
+def load_config(config_class: type[C], file: Path) -> C:
+    """The configuration in a YAML file, checked as on a command line."""
+    return parse(config_class, ["--config", str(file)], prog="", description="")
+
+
+@dataclass
+class _Line:
+    """What was given, by dotted key, and where: the command line taken apart."""
+
+    config_class: type
+    stage: str
+    positional: str | None
+    given: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)
+    help: bool = False
+    print_config: bool = False
+
+    def __post_init__(self) -> None:
+        self.types = settings(self.config_class)
+        self.groups = groups(self.config_class)
+
+    def read(self, argv: list[str]) -> None:
+        """Fill `given` from the files that `--config` names and then from `argv`."""
+        if "-h" in argv or "--help" in argv:
+            self.help = True
+            return
+        overrides: dict[str, Any] = {}
+        bare: list[str] = []
+        rest = list(argv)
+        while rest:
+            token = rest.pop(0)
+            if not token.startswith("-") or token == "-":
+                bare.append(token)
+                continue
+            key, equals, value = token.removeprefix("--").partition("=")
+            if key == "print_config" and not equals:
+                self.print_config = True
+                continue
+            if key != "config":
+                self._check_key(key, token)
+            elif not equals and not _has_value(rest):
+                raise UsageError("config: no value given; give the path of a YAML file or a shipped configuration's name")
+            if not equals:
+                value = self._value(key, rest)
+            if key == "config":
+                path = find_config(value, self.stage)
+                self._merge(read_config(path), path, "")
+            else:
+                overrides[key] = value
+        if bare and self.positional is None:
+            raise UsageError(f"{bare[0]}: an argument that belongs to no setting; give settings as --KEY VALUE")
+        if bare and self.positional is not None:
+            overrides[self.positional] = bare
+        self.given |= overrides
+        self.files = {key: path for key, path in self.files.items() if key not in overrides}
+
+    def located(self, error: ConfigError) -> ConfigError:
+        """The same error, with the file that its value came from."""
+        if error.key not in self.files:
+            return error
+        return ConfigError(error.key, error.given, f"{error.remedy} (in {self.files[error.key]})")
+
+    def _value(self, key: str, rest: list[str]) -> Any:
+        if self.types.get(key) is bool and not (rest and rest[0].lower() in ("true", "false", "yes", "no")):
+            return True
+        if not _has_value(rest):
+            raise UsageError(f"{key}: no value given; give {words(self.types[key])}")
+        return rest.pop(0)
+
+    def _check_key(self, key: str, shown: str, file: Path | None = None) -> None:
+        where = f" (in {file})" if file else ""
+        if key in self.groups:
+            inside = [name for name in self.types if name.startswith(f"{key}.")]
+            raise UsageError(f"{key}: a group of settings; give them one by one ({', '.join(inside[:3])}, ...), or leave it out{where}")
+        if key not in self.types:
+            near = closest(key, [*self.types, "config", "print_config"])
+            remedy = f"closest: {', '.join(near)}" if near else "--help lists all"
+            raise UsageError(f"{key if file or shown.startswith('--') else shown}: no such setting; {remedy}{where}")
+
+    def _merge(self, content: dict[Any, Any], file: Path, prefix: str) -> None:
+        for name, value in content.items():
+            key = f"{prefix}{name}"
+            if key in self.groups and isinstance(value, dict):
+                self._merge(value, file, f"{key}.")
+                continue
+            self._check_key(key, key, file)
+            if self.files.get(key) is file:
+                raise UsageError(f"{file}: `{key}` is given twice")
+            self.given[key], self.files[key] = value, file
+
+
+def _has_value(rest: list[str]) -> bool:
+    return bool(rest) and not rest[0].startswith("--")
+
+
+def _parser(config_class: type, prog: str, description: str, stage: str, positional: str | None) -> ArgumentParser:
+    """jsonargparse's parser of the dataclass: it knows types and writes the help."""
+    bare = f" {positional.upper()} ..." if positional else ""
+    names = ", ".join(shipped_configs(stage))
+    shipped = f", or the name of one that ships ({names})" if names else ""
+    parser = ArgumentParser(
+        exit_on_error=False,
+        prog=prog,
+        usage=f"{prog}{bare} [--config FILE] [--KEY VALUE ...]",
+        description=f"{description} Settings: defaults, then --config, then the command line.",
+    )
+    parser.add_argument("--config", metavar="FILE", default=SUPPRESS, help=f"YAML file of settings{shipped}. Repeated, later ones win.")
+    parser.add_argument("--print_config", action="store_true", default=SUPPRESS, help="Print the whole configuration as YAML and stop.")
+    parser.add_class_arguments(config_class, None)
+    for action in parser._actions:
+        action.option_strings = [option for option in action.option_strings if not option.endswith("+")]
+        if action.dest in groups(config_class):
+            action.help = SUPPRESS
+    return parser
+
+
+def _typed(parser: ArgumentParser, line: _Line) -> Namespace:
+    """Every setting in its type, defaults included."""
+    nested: dict[str, Any] = {}
+    for key, value in line.given.items():
+        *path, name = key.split(".")
+        inner = nested
+        for part in path:
+            inner = inner.setdefault(part, {})
+        whole = isinstance(value, float) and value.is_integer() and admits(line.types[key], int) and not admits(line.types[key], float)
+        inner[name] = int(value) if whole else value
+    for action in parser._actions:
+        # Missing settings are ours to report: `--print_config` does without them.
+        action.required = False
+    try:
+        values = parser.parse_object(nested)
+    except ArgumentError as error:
+        match = re.search(r'Parser key "([^"]+)"', str(error))
+        if match is None or match[1] not in line.given:
+            raise UsageError(str(error)) from error
+        raise _wrong_type(line, match[1]) from None
+    for key in line.given:
+        # jsonargparse lets null through for any type.
+        if values[key] is None and not admits(line.types[key], type(None)):
+            raise _wrong_type(line, key)
+    return values
+
+
+def _wrong_type(line: _Line, key: str) -> ConfigError:
+    value, annotation = line.given[key], line.types[key]
+    quoted = " (in quotes)" if admits(annotation, str) and isinstance(value, (int, float)) else ""
+    return line.located(ConfigError(key, value, f"give {words(annotation)}{quoted}"))
+
+
+def _missing(parser: ArgumentParser, key: str, positional: str | None) -> str:
+    help_text = next(action.help for action in parser._actions if action.dest == key)
+    how = f"{key.upper()} ..." if key == positional else f"--{key} {key.upper()}"
+    return f"{key}: not given; give {how} ({help_text})"

@@ -1,0 +1,295 @@
+"""The training loop. It does not know which stage it trains: a task computes named terms, the loop runs."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from autoencoder.runtime import checkpoint as checkpoints
+from autoencoder.runtime.config import CheckpointConfig, LogConfig, OptimizerConfig, TrainConfig, count
+from autoencoder.runtime.console import Console
+from autoencoder.runtime.device import fast_bf16
+from autoencoder.runtime.ema import Ema
+from autoencoder.runtime.errors import TrainingError
+from autoencoder.runtime.meters import LossScale, Meters
+from autoencoder.runtime.optim import build_optimizers, learning_rate_factor
+from autoencoder.runtime.signals import StopRequest
+from autoencoder.runtime.tracking import MetricsFile, Trackers
+
+
+class TrainingBatch(Protocol):
+    """One process's microbatch: `weight` is (B,), 1 for an image and 0 for padding."""
+
+    weight: Tensor
+
+    def to(self, device: torch.device) -> "TrainingBatch": ...
+
+
+class LossTerms(Protocol):
+    """`loss` and each of `named`: (B,)."""
+
+    loss: Tensor
+    named: dict[str, Tensor]
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class Task(Protocol[M]):
+    """A stage, as the loop sees it; `M` is its network."""
+
+    module: M
+    edges: tuple[str, ...]
+    """Prefixes of parameter names in first and last layers, which Muon leaves to AdamW."""
+
+    def loader(self, first_step: int) -> Iterable[tuple[int, list[Any]]]:
+        """This process's microbatches of each step from `first_step` on."""
+
+    def losses(self, module: nn.Module, batch: Any, images: int) -> LossTerms:
+        """Per-image loss and terms of a microbatch; `module` is the prepared network, `images` those seen before."""
+
+    def update(self, means: dict[str, Tensor], found_inf: Tensor) -> None:
+        """Move controllers, once an optimiser step, by the step's global means; not where `found_inf` is 1."""
+
+    def scalars(self, means: dict[str, float], images: int) -> dict[str, float]:
+        """What a log line shows beside the means."""
+
+    def validate(self, module: M, step: int) -> dict[str, float]:
+        """Scalars of a validation; writes pictures. Every process calls it."""
+
+    def held(self) -> dict[str, checkpoints.HasTensors]:
+        """Controllers and other state for the checkpoint."""
+
+    def state(self) -> dict[str, Any]:
+        """Host-side state for the checkpoint's `state.json`."""
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back what `state` gave."""
+
+
+@dataclass
+class Progress:
+    """How far a run has come."""
+
+    step: int = 0
+    images: int = 0
+
+
+class Trainer(Generic[M]):
+    """Trains a task's network: gradients of the global mean loss, whatever the processes and the accumulation."""
+
+    def __init__(
+        self,
+        task: Task[M],
+        *,
+        accelerator: Accelerator,
+        folder: Path,
+        train: TrainConfig,
+        optimizer: OptimizerConfig,
+        log: LogConfig,
+        checkpoint: CheckpointConfig,
+        metrics: MetricsFile | None,
+        trackers: Trackers | None,
+        on_gradients: Callable[[int, nn.Module], None] | None = None,
+    ) -> None:
+        self.task, self.accelerator, self.folder = task, accelerator, folder
+        self.train, self.optimizer, self.log, self.checkpoint = train, optimizer, log, checkpoint
+        self.metrics, self.trackers, self.on_gradients = metrics, trackers, on_gradients
+        self.total_images = count(train.images, "images")
+        self.total_steps = -(-self.total_images // train.batch_size)
+        self.progress = Progress()
+        device = accelerator.device
+        self.module: M = task.module.to(device)
+        halflife = train.ema_halflife_images
+        self.ema = None if halflife is None else Ema(self.module, halflife=count(halflife, "ema_halflife_images"), rampup=train.ema_rampup)
+        muon_dtype = torch.bfloat16 if fast_bf16(device) else torch.float32
+        self.optimizers = build_optimizers(self.module, optimizer, edges=task.edges, muon_dtype=muon_dtype)
+        self.meters = Meters(device)
+        self.loss_scale = LossScale(device, enabled=accelerator.mixed_precision == "fp16")
+        self.prepared: nn.Module = accelerator.prepare(torch.compile(self.module) if train.compile else self.module)
+        self.console = Console(self.total_images, shown=accelerator.is_main_process, bar=log.progress)
+
+    @property
+    def averaged(self) -> M:
+        """The network to validate and export: the moving average where there is one."""
+        return self.module if self.ema is None else self.ema.module
+
+    def fit(self) -> str:
+        """Train to the end or to a stop; returns `finished`, `out of time`, or the stopping signal's name."""
+        started = last_saved = time.monotonic()
+        with StopRequest() as stop, self.console:
+            if self.progress.step >= self.total_steps:
+                return "finished"
+            window = time.monotonic(), self.progress.images
+            for step, batches in self.task.loader(self.progress.step):
+                before = self.progress.images
+                self._step(step, batches)
+                last = self.progress.step == self.total_steps
+                logging = last or self._due(self.log.every_images, before)
+                if logging:
+                    window = self._log_line(window)
+                if last or self._due(self.log.validate_every_images, before):
+                    begun = time.monotonic()
+                    self._validate()
+                    window = window[0] + time.monotonic() - begun, window[1]
+                minutes = (time.monotonic() - last_saved) / 60
+                hours = (time.monotonic() - started) / 3600
+                reason = self._agree(
+                    logging,
+                    stop.name or ("out of time" if self.train.max_hours and hours >= self.train.max_hours else ""),
+                    self.checkpoint.every_minutes is not None and minutes >= self.checkpoint.every_minutes,
+                )
+                if last or reason or self._due(self.checkpoint.every_images, before):
+                    self.save()
+                    last_saved = time.monotonic()
+                if reason not in ("", "checkpoint") and not last:
+                    return reason
+                self.console.advance(self.progress.images)
+        return "finished"
+
+    def _step(self, step: int, batches: list[Any]) -> None:
+        """One optimiser step over this process's microbatches."""
+        images = min(self.train.batch_size, self.total_images - self.progress.images)
+        # Data-parallel wrappers average gradients over processes; the loss is the mean over the global batch.
+        scale = self.accelerator.num_processes / images * self.loss_scale.value
+        sums: dict[str, Tensor] = {}
+        for i, batch in enumerate(batches):
+            batch = batch.to(self.accelerator.device)
+            last = i == len(batches) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.prepared):
+                with self.accelerator.autocast():
+                    terms = self.task.losses(self.prepared, batch, self.progress.images)
+                ((terms.loss * batch.weight).sum() * scale).backward()
+            for name, value in {"loss": terms.loss.detach(), **terms.named}.items():
+                part = (value * batch.weight).sum()
+                sums[name] = sums[name] + part if name in sums else part
+        means = self._global_means(sums, images)
+        parameters = self.optimizers.parameters()
+        if self.loss_scale.enabled:
+            torch._foreach_div_([p.grad for p in parameters if p.grad is not None], self.loss_scale.value)
+        if self.on_gradients is not None:
+            self.on_gradients(step, self.module)
+        means["gradient_norm"] = torch.nn.utils.clip_grad_norm_(parameters, self.optimizer.clip_norm or float("inf"))
+        found_inf = self.meters.add(means, images)
+
+        factor = learning_rate_factor(self.optimizer, self.progress.images, self.total_images)
+        self.optimizers.step(factor, found_inf)
+        self.optimizers.zero_grad()
+        self.loss_scale.update(found_inf)
+        self.progress = Progress(step + 1, self.progress.images + images)
+        if self.ema is not None:
+            self.ema.update(self.progress.images, images, found_inf)
+        self.task.update(means, found_inf)
+
+    def _global_means(self, sums: dict[str, Tensor], images: int) -> dict[str, Tensor]:
+        stacked = torch.stack(list(sums.values()))
+        if self.accelerator.num_processes > 1:
+            torch.distributed.all_reduce(stacked)
+        return dict(zip(sums, (stacked / images).unbind(), strict=True))
+
+    def _due(self, every: int | str | None, before: int) -> bool:
+        if every is None:
+            return False
+        interval = count(every, "every")
+        return before // interval != self.progress.images // interval
+
+    def _log_line(self, window: tuple[float, int]) -> tuple[float, int]:
+        means, nonfinite = self.meters.read()
+        if self.loss_scale.enabled and nonfinite == ["gradient_norm"]:
+            nonfinite = []  # an overflow that the loss scale answers
+        now = time.monotonic()
+        scalars = {
+            **means,
+            **self.task.scalars(means, self.progress.images),
+            "lr": self.optimizer.lr * learning_rate_factor(self.optimizer, self.progress.images, self.total_images),
+            "images_per_second": (self.progress.images - window[1]) / max(now - window[0], 1e-9),
+        }
+        if self.loss_scale.enabled:
+            scalars["loss_scale"] = self.loss_scale.value.item()
+        self._write("train", scalars, nonfinite)
+        if nonfinite and self.train.on_nonfinite == "stop":
+            raise TrainingError(
+                f"non-finite {', '.join(nonfinite)} in the steps up to {self.progress.step}; no update was made from them, "
+                "and the newest checkpoint is sound. Try train.precision=fp32, a lower optimizer.lr or optimizer.clip_norm, or train.on_nonfinite=skip"
+            )
+        return now, self.progress.images
+
+    def _validate(self) -> None:
+        self.console.say(f"validating at {self.progress.images:,} images")
+        self._write("validation", self.task.validate(self.averaged, self.progress.step), [])
+
+    def _write(self, phase: str, scalars: dict[str, float], nonfinite: list[str]) -> None:
+        line = {"step": self.progress.step, "images": self.progress.images, "phase": phase, **scalars}
+        if nonfinite:
+            line["nonfinite"] = nonfinite
+        if self.metrics is not None:
+            self.metrics.append(line)
+        if self.trackers is not None:
+            self.trackers.log({f"{phase}/{k}": v for k, v in scalars.items()}, step=self.progress.step)
+        self.console.line(phase, self.progress.images, scalars)
+
+    def _agree(self, logging: bool, stop: str, checkpoint_due: bool) -> str:
+        """A reason to write a checkpoint that all processes share: a stop's name, `checkpoint` or none.
+
+        Several processes ask each other at logging steps only, where they wait for the device anyway.
+        """
+        reason = stop or ("checkpoint" if checkpoint_due else "")
+        if self.accelerator.num_processes == 1:
+            return reason
+        if not logging:
+            return ""
+        reasons: list[str] = [""] * self.accelerator.num_processes
+        torch.distributed.all_gather_object(reasons, reason)
+        stops = [r for r in reasons if r not in ("", "checkpoint")]
+        return stops[0] if stops else max(reasons)
+
+    def _held(self) -> dict[str, checkpoints.HasTensors]:
+        held: dict[str, checkpoints.HasTensors] = {
+            "model": checkpoints.ModuleTensors(self.module),
+            "optimizer": self.optimizers,
+            "meters": self.meters,
+            **self.task.held(),
+        }
+        if self.ema is not None:
+            held["ema"] = checkpoints.ModuleTensors(self.ema.module)
+        if self.loss_scale.enabled:
+            held["loss_scale"] = self.loss_scale
+        return held
+
+    def save(self) -> None:
+        """Write a checkpoint of this step; every process calls it, the main one writes."""
+        if self.accelerator.is_main_process:
+            state = {
+                "step": self.progress.step,
+                "images": self.progress.images,
+                "meters": self.meters.names,
+                "task": self.task.state(),
+                "threads": torch.get_num_threads(),
+                "processes": self.accelerator.num_processes,
+                "versions": checkpoints.versions(),
+            }
+            folder = self.folder / "checkpoints"
+            checkpoints.save(folder / checkpoints.step_folder(self.progress.step), self._held(), state)
+            checkpoints.prune(folder, self.checkpoint.keep)
+        self.accelerator.wait_for_everyone()
+
+    def load(self, folder: Path) -> None:
+        """Go on from a checkpoint; says what may change the bits."""
+        state = checkpoints.load(folder, self._held())
+        self.progress = Progress(state["step"], state["images"])
+        self.meters.names = state["meters"]
+        self.task.load_state(state["task"])
+        for what, now in (
+            ("threads", torch.get_num_threads()),
+            ("processes", self.accelerator.num_processes),
+            ("versions", checkpoints.versions()),
+        ):
+            if state[what] != now:
+                self.console.say(f"warning: {what} were {state[what]} and are {now}: this run is no longer bitwise that of an unbroken one")
+        self.console.say(f"going on from {folder.name} ({self.progress.images:,} images)")

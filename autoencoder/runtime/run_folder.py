@@ -1,0 +1,178 @@
+"""A run's folder: who may write in it, whether its configuration is still the same, and where to go on. Torch-free."""
+
+import dataclasses
+import fcntl
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any, Literal
+
+from autoencoder.runtime.config import count
+from autoencoder.runtime.config_file import dotted, plain, read_config, to_yaml
+from autoencoder.runtime.errors import ConfigError, UsageError
+
+FREE = ("log", "checkpoint", "data.workers", "train.max_hours")
+"""Settings and groups that may change between two starts of one run: they do not move its weights."""
+START = ("out", "resume", "preflight")
+"""Settings of a start, not of the run."""
+LENGTH = "train.images"
+"""May grow: the run is extended."""
+
+CONFIG, LOCK, FINISHED = "config.yaml", ".lock", "finished.json"
+
+
+class RunFolder:
+    """A run's folder, held by one process at a time.
+
+    `notes` says what a user should know of how the run goes on; `finished` whether there is nothing left to do.
+    """
+
+    def __init__(self, path: Path, images: int) -> None:
+        self.path, self._images = path, images
+        self.notes: list[str] = []
+        self._lock = _hold(path, self.notes)
+
+    @classmethod
+    def open(cls, path: str | Path, config: Any, *, resume: Literal["auto", "never"]) -> "RunFolder":
+        """Take hold of the folder for the run of `config`, a dataclass with `train.images`.
+
+        Empty or new: start, and write `config.yaml`. The same configuration, or one that differs in `FREE`
+        settings or a larger `LENGTH`: go on, noted. Raises `UsageError`, naming the settings with old and
+        new value, for any other difference; for a used folder where `resume` is `never`; for a folder that
+        another process holds, that cannot be written, or that is something else than a run.
+        """
+        path = Path(path)
+        used = _make(path) - {LOCK, f"{CONFIG}.partial"}
+        if used and not (path / CONFIG).is_file():
+            raise ConfigError("out", str(path), f"a folder with other files and no {CONFIG}, so no run; give a folder that is new or empty")
+        if used and resume == "never":
+            raise ConfigError("out", str(path), "a used folder, and resume is `never`; give another folder, or resume=auto to go on")
+        run = cls(path, count(config.train.images, LENGTH))
+        try:
+            run._agree(plain(config), _defaults(type(config)))
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    @property
+    def finished(self) -> bool:
+        """Whether a run at least this long has been finished here."""
+        record = self.path / FINISHED
+        return record.is_file() and json.loads(record.read_text())["images"] >= self._images
+
+    def newest_checkpoint(self) -> Path | None:
+        """The complete checkpoint of the highest step."""
+        complete = [marker.parent for marker in self.path.glob("checkpoints/step-*/complete")]
+        return max(complete, key=lambda folder: int(folder.name.removeprefix("step-")), default=None)
+
+    def finish(self, record: dict[str, int]) -> None:
+        """Write down that the run has ended after `record["images"]` images."""
+        _write(self.path / FINISHED, json.dumps(record))
+
+    def close(self) -> None:
+        """Let other processes have the folder."""
+        if self._lock in _held:
+            _held.remove(self._lock)
+            os.close(self._lock)
+
+    def _agree(self, new: dict[str, Any], defaults: dict[str, Any]) -> None:
+        """Compare with the folder's configuration, refuse or note what changed, and leave the new one there."""
+        file = self.path / CONFIG
+        if file.is_file():
+            old = {**defaults, **dotted(read_config(file))}
+            refused = []
+            for key, before, now in _changes(old, dotted(new)):
+                change = f"{key}: {before!r} -> {now!r}"
+                if key == LENGTH and count(now, key) > count(before, key):
+                    self.notes.append(f"{change}, a longer run; what follows its length (schedules) changes from here on")
+                elif _within(key, FREE):
+                    self.notes.append(change)
+                elif not _within(key, START):
+                    refused.append(change)
+            if refused:
+                listed = "\n  ".join(refused)
+                raise UsageError(
+                    f"{self.path} holds a run with another configuration:\n  {listed}\ngive another --out, or the old values "
+                    f"(all of them: {file}); what may change: {LENGTH} (longer), {', '.join(FREE)}"
+                )
+        _write(file, to_yaml(new))
+
+
+def _within(key: str, names: tuple[str, ...]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Settings that differ, with old and new value; `20k` images are 20000."""
+
+    def same(key: str) -> bool:
+        before, now = old.get(key), new.get(key)
+        if key.endswith("images") and before is not None and now is not None:
+            return count(before, key) == count(now, key)
+        return bool(before == now)
+
+    return [(key, old.get(key), new.get(key)) for key in {**old, **new} if not same(key)]
+
+
+def _defaults(config_class: type) -> dict[str, Any]:
+    """Dotted defaults: what a configuration written before a setting existed stands for."""
+    missing = dataclasses.MISSING
+    values = {}
+    for f in dataclasses.fields(config_class):
+        if f.default is not missing or f.default_factory is not missing:
+            values[f.name] = f.default if f.default_factory is missing else f.default_factory()
+    return dotted(plain(values))
+
+
+def _make(path: Path) -> set[str]:
+    """Make the folder where it is not there yet; the names in it."""
+    if not str(path).strip() or path == Path():
+        raise ConfigError("out", str(path), "give a folder for the run")
+    if path.exists() and not path.is_dir():
+        raise ConfigError("out", str(path), "a file; give a folder for the run")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        return {entry.name for entry in path.iterdir()}
+    except OSError as error:
+        raise ConfigError("out", str(path), f"cannot be made or read ({error.strerror}); give a folder that can be written") from error
+
+
+_held: list[int] = []
+
+
+def _release_in_child() -> None:
+    # Else loader workers that outlive a killed run for some seconds would hold its lock.
+    for lock in _held:
+        os.close(lock)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_release_in_child)
+
+
+def _hold(path: Path, notes: list[str]) -> int:
+    """An exclusive lock on the folder, which ends with this process at the latest."""
+    try:
+        lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise ConfigError("out", str(path), f"cannot be written ({error.strerror}); give a folder that can be written") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.pread(lock, 200, 0).decode(errors="replace").strip() or "another process"
+        os.close(lock)
+        raise ConfigError("out", str(path), f"in use by {holder}; wait for it, stop it, or give another folder") from error
+    except OSError as error:
+        notes.append(f"{path} cannot be locked ({error.strerror}): see to it that no other process writes there")
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    _held.append(lock)
+    return lock
+
+
+def _write(file: Path, text: str) -> None:
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(file)

@@ -1,0 +1,38 @@
+"""The likelihood's scale as a controller: it follows the training error."""
+
+import torch
+from torch import Tensor
+
+from autoencoder.config import LikelihoodConfig
+from autoencoder.likelihood import LIKELIHOODS
+
+
+class AnalyticScale:
+    """A likelihood's scale: fixed, or a running estimate from training errors moved once an optimiser step.
+
+    The estimate is the likelihood's best scale for the running mean of its moment (sigma-VAE, Rybkin et al. 2021, with a moving
+    average for its batch mean), bias-corrected, so that the first step already replaces the starting value.
+    """
+
+    def __init__(self, config: LikelihoodConfig, device: torch.device) -> None:
+        self.config = config
+        self.value = torch.tensor(config.value, device=device)
+        self._moment = torch.zeros((), device=device)
+        self._mass = torch.zeros((), device=device)
+
+    def update(self, moment: Tensor, found_inf: Tensor) -> None:
+        """Take in a step's global mean of the likelihood's moment; not where `found_inf` is 1."""
+        if self.config.scale != "analytic":
+            return
+        skip, keep = found_inf > 0, self.config.decay
+        self._moment = torch.where(skip, self._moment, keep * self._moment + (1 - keep) * moment.float())
+        self._mass = torch.where(skip, self._mass, keep * self._mass + (1 - keep))
+        estimate = LIKELIHOODS[self.config.name].scale_from_moment(self._moment / self._mass)
+        self.value = torch.where(skip, self.value, estimate)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"scale": self.value, "moment": self._moment, "mass": self._mass}
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        device = self.value.device
+        self.value, self._moment, self._mass = (tensors[k].to(device) for k in ("scale", "moment", "mass"))

@@ -1,0 +1,170 @@
+"""The autoencoder stage as a task of the training loop."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from autoencoder import evaluation
+from autoencoder.config import TrainAutoencoderConfig
+from autoencoder.data.loader import Batch, TrainLoader, ValidationSet
+from autoencoder.data.pixels import to_images, to_pixels
+from autoencoder.data.sources import Source
+from autoencoder.kl_control import kl_weight
+from autoencoder.likelihood import Likelihood
+from autoencoder.model import Autoencoder, decode, downsampling, encode
+from autoencoder.objective import Objective, Terms, effective_beta
+from autoencoder.perceptual import build_perceptual
+from autoencoder.posterior import DiagonalGaussian
+from autoencoder.report.pictures import grid
+from autoencoder.runtime.checkpoint import HasTensors
+from autoencoder.runtime.config import count
+from autoencoder.runtime.errors import TrainingError, UsageError
+from autoencoder.scale import AnalyticScale
+
+# The first and last layers: their rows or columns are pixels and latents, not features.
+EDGES = tuple(
+    f"vae.{name}"
+    for name in ("encoder.conv_in", "encoder.conv_out", "quant_conv", "post_quant_conv", "decoder.conv_in", "decoder.conv_out")
+)
+
+
+class AutoencoderTask:
+    """Images to a loss with named terms; the analytic scale as controller; validation with pictures."""
+
+    edges = EDGES
+
+    def __init__(
+        self, config: TrainAutoencoderConfig, module: Autoencoder, train: Source, validation: Source, accelerator: Accelerator, folder: Path
+    ) -> None:
+        self.config, self.module, self.train_source, self.validation_source = config, module, train, validation
+        self.accelerator, self.folder = accelerator, folder
+        device = accelerator.device
+        perceptual = build_perceptual(config.objective.perceptual)
+        self.objective = Objective(config.objective, None if perceptual is None else perceptual.to(device))
+        self.scale = AnalyticScale(config.objective.likelihood, device)
+        self.total_images = count(config.train.images, "train.images")
+        self.bad: dict[str, str] = {}
+        data, factor = config.data, downsampling(module.vae)
+        if data.resolution % factor:
+            raise UsageError(f"data.resolution: got {data.resolution}; give a multiple of {factor}, the network's downsampling factor")
+        if module.vae.config["in_channels"] != data.channels:
+            raise UsageError(
+                f"data.channels: got {data.channels}, but the network takes {module.vae.config['in_channels']}; make them equal"
+            )
+        side = data.resolution // factor
+        self.latent_shape = (int(module.vae.config["latent_channels"]), side, side)
+
+    def loader(self, first_step: int) -> Iterable[tuple[int, list[Batch]]]:
+        config = self.config
+        steps = TrainLoader(
+            self.train_source,
+            config.data,
+            seed=config.train.seed,
+            batch_size=config.train.batch_size,
+            microbatch=config.train.microbatch,
+            images=self.total_images,
+            latent_shape=self.latent_shape,
+            first_step=first_step,
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
+        for step, batches in steps:
+            for batch in batches:
+                self._note_bad(batch.bad)
+            yield step, batches
+
+    def _note_bad(self, bad: list[tuple[str, str]]) -> None:
+        new = {name: reason for name, reason in bad if name not in self.bad}
+        if not new:
+            return
+        self.bad |= new
+        with (self.folder / "bad_images.jsonl").open("a") as file:
+            file.writelines(json.dumps({"id": name, "reason": reason}) + "\n" for name, reason in new.items())
+        if len(self.bad) > self.config.data.max_bad:
+            name, reason = next(reversed(self.bad.items()))
+            raise TrainingError(
+                f"{len(self.bad)} images could not be read, more than data.max_bad={self.config.data.max_bad} (listed in bad_images.jsonl; "
+                f"the last: {name}: {reason}). Mend or remove them, or raise data.max_bad"
+            )
+
+    def likelihood(self, module: Autoencoder) -> Likelihood:
+        """p(x|z) at the scale as it stands: learned by `module`, or the controller's."""
+        log_scale = module.log_scale
+        return self.objective.likelihood(self.scale.value if log_scale is None else log_scale.detach().exp())
+
+    def losses(self, module: nn.Module, batch: Batch, images: int) -> Terms:
+        pixels = to_images(batch.pixels)
+        mean, logvar, reconstruction, log_scale = module(pixels, batch.noise)
+        scale = self.scale.value if log_scale is None else log_scale.float().exp()
+        posterior = DiagonalGaussian(mean, logvar)
+        with torch.autocast(pixels.device.type, enabled=False):
+            return self.objective(
+                pixels, posterior, reconstruction.float(), scale=scale, kl_weight=kl_weight(self.config.objective.kl, images)
+            )
+
+    def update(self, means: dict[str, Tensor], found_inf: Tensor) -> None:
+        self.scale.update(means["scale_moment"], found_inf)
+
+    def scalars(self, means: dict[str, float], images: int) -> dict[str, float]:
+        objective = self.config.objective
+        scale = float(self.likelihood(self.module).scale)
+        shown = {"kl_weight": kl_weight(objective.kl, images), "likelihood_scale": scale}
+        if means.get("mean_squared_error", 0) > 0:
+            errors = {k: means[k] for k in ("mean_absolute_error", "mean_squared_error")}
+            shown["effective_beta"] = effective_beta(objective, **errors, scale=scale)
+        if "kl_nats" in means:
+            c, h, w = self.latent_shape
+            shown["kl_nats_per_latent"] = means["kl_nats"] / (c * h * w)
+        if self.bad:
+            shown["bad_images"] = len(self.bad)
+        return shown
+
+    def validation_batches(self) -> ValidationSet:
+        """This process's share of the fixed validation crops."""
+        share = -(-self.config.train.batch_size // self.accelerator.num_processes)
+        return ValidationSet(
+            self.validation_source,
+            self.config.data,
+            seed=self.config.train.seed,
+            batch_size=min(share, self.config.train.microbatch or share),
+            latent_shape=self.latent_shape,
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
+        )
+
+    def validate(self, module: Autoencoder, step: int) -> dict[str, float]:
+        measured = evaluation.evaluate(
+            module.vae, self.validation_batches(), device=self.accelerator.device, likelihood=self.likelihood(module)
+        )
+        if self.accelerator.is_main_process:
+            self._draw(module, step)
+        return measured.means() | {"active_channels": sum(c.active for c in measured.channels)}
+
+    @torch.no_grad()
+    def _draw(self, module: Autoencoder, step: int) -> None:
+        folder = self.folder / "images"
+        folder.mkdir(exist_ok=True)
+        wanted = self.config.log.grid_images
+        crops = ValidationSet(
+            self.validation_source, self.config.data, seed=self.config.train.seed, batch_size=wanted, latent_shape=self.latent_shape
+        )
+        # Spread over the set: crops of one photo follow each other.
+        chosen = torch.linspace(0, len(crops) - 1, min(wanted, len(crops))).round().long().tolist()
+        images = to_images(crops.pixels(chosen).to(self.accelerator.device))
+        reconstruction = decode(module.vae, encode(module.vae, images).mode())
+        grid(to_pixels(images).cpu(), to_pixels(reconstruction).cpu(), columns=8).save(folder / f"step-{step:08d}.png")
+
+    def held(self) -> dict[str, HasTensors]:
+        return {"controllers": self.scale}
+
+    def state(self) -> dict[str, Any]:
+        return {"bad": self.bad}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.bad = dict(state["bad"])

@@ -1,0 +1,119 @@
+"""Crops: where they are cut, and that a resampled crop is a crop of the resampled image."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from autoencoder.config import DataConfig
+from autoencoder.data.transforms import train_crop, validation_crop
+from autoencoder.runtime.rng import generator
+
+FILTERS = {name: Image.Resampling[name.upper()] for name in ("lanczos", "bicubic", "bilinear", "box")}
+
+
+def coordinates(height: int, width: int) -> np.ndarray:
+    """An image whose two channels of every pixel say row and column; the third is 16-bit noise."""
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack([rows, columns, rows * 7 + columns], 2).astype(np.uint16)
+
+
+def photo(height: int, width: int, channels: int = 3) -> np.ndarray:
+    """A photo-like uint8 image: smooth, with some noise."""
+    rng = np.random.default_rng(0)
+    small = Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+    noisy = np.asarray(small) + rng.normal(0, 12, (height, width, 3))
+    return noisy.clip(0, 255).astype(np.uint8)[:, :, :channels]
+
+
+def test_unscaled_crops_are_windows_of_the_image_and_reach_every_place() -> None:
+    config = DataConfig(resolution=8, flip=False)
+    image, corners = coordinates(11, 10), set()
+    for position in range(400):
+        crop = train_crop(image, config, generator(0, "crop", position))
+        top, left = int(crop[0, 0, 0]), int(crop[0, 0, 1])
+        assert np.array_equal(crop, image[top : top + 8, left : left + 8])
+        corners.add((top, left))
+    assert corners == {(top, left) for top in range(4) for left in range(3)}
+
+
+def test_half_of_the_crops_are_mirrored() -> None:
+    image = coordinates(8, 8)
+    mirrored = [train_crop(image, DataConfig(resolution=8), generator(1, "crop", i))[0, 0, 1] == 7 for i in range(1000)]
+    assert abs(np.mean(mirrored) - 0.5) < 5 * 0.5 / 1000**0.5
+    assert not any(train_crop(image, DataConfig(resolution=8, flip=False), generator(1, "crop", i))[0, 0, 1] for i in range(50))
+
+
+def test_flips_and_places_do_not_move_with_other_options() -> None:
+    image = coordinates(20, 20)
+    for position in range(20):
+        plain = train_crop(image, DataConfig(resolution=8, flip=False), generator(0, "crop", position))
+        flipped = train_crop(image, DataConfig(resolution=8), generator(0, "crop", position))
+        assert np.array_equal(flipped, plain) or np.array_equal(flipped, plain[:, ::-1])
+
+
+@pytest.mark.parametrize("filter", FILTERS)
+@pytest.mark.parametrize("resize", [20, 41, 150], ids=["smaller", "slightly smaller", "larger"])
+def test_a_resampled_crop_is_a_crop_of_the_resampled_image(filter: str, resize: int) -> None:
+    image = photo(50, 77)
+    config = DataConfig(resolution=16, resize=resize, filter=filter, validation_grid=3)  # type: ignore[arg-type]
+    size = (round(77 * resize / 50), resize)
+    whole = np.asarray(Image.fromarray(image).resize(size, FILTERS[filter])).astype(int)
+    spans = [min(48, length) for length in (resize, size[0])]
+    for k in range(9):
+        row, column = divmod(k, 3)
+        top = (resize - spans[0]) // 2 + round(row * (spans[0] - 16) / 2)
+        left = (size[0] - spans[1]) // 2 + round(column * (spans[1] - 16) / 2)
+        difference = np.abs(validation_crop(image, config, k) - whole[top : top + 16, left : left + 16])
+        assert difference.max() <= 1
+        assert difference.mean() < 0.05  # ties in PIL's fixed-point weights
+
+
+def test_sixteen_bit_images_are_resampled_in_sixteen_bits() -> None:
+    image = np.random.default_rng(0).integers(0, 65536, (40, 40, 1), dtype=np.uint16)
+    crop = validation_crop(image, DataConfig(resolution=24, resize=24, channels=1), 0)
+    whole = np.asarray(Image.fromarray(image[:, :, 0].astype(np.float32)).resize((24, 24), Image.Resampling.LANCZOS))
+    assert crop.dtype == np.uint16
+    assert np.abs(crop[:, :, 0] - whole.clip(0, 65535)).max() <= 0.51
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (3, 40), (1, 1)])
+def test_images_smaller_than_the_crop_are_enlarged_to_fit(channels: int, shape: tuple[int, int]) -> None:
+    image = np.full((*shape, channels), 77, np.uint8)
+    config = DataConfig(resolution=16, channels=channels, validation_grid=2, zoom=(0.5, 1.0))
+    crops = [train_crop(image, config, generator(0, "crop", 0)), *(validation_crop(image, config, k) for k in range(4))]
+    for crop in crops:
+        assert crop.shape == (16, 16, channels)
+        assert (crop == 77).all()
+
+
+def test_zoom_is_log_uniform_over_its_range() -> None:
+    # On a horizontal ramp, the slope of a crop is the inverse of its zoom.
+    ramp = np.broadcast_to(np.arange(600, dtype=np.uint16)[None, :, None] * 100, (600, 600, 1))
+    config = DataConfig(resolution=64, channels=1, zoom=(0.25, 1.0), flip=False, filter="bilinear")
+    zooms = []
+    for position in range(300):
+        row = train_crop(ramp, config, generator(0, "crop", position))[32, :, 0].astype(float)
+        zooms.append(100 / ((row[-8] - row[8]) / 48))
+    logs = np.log(zooms) / np.log(4)  # uniform on [-1, 0]
+    assert logs.min() > -1.01
+    assert logs.max() < 0.01
+    assert abs(logs.mean() + 0.5) < 5 * 12**-0.5 / 300**0.5
+    assert abs(logs.std() - 12**-0.5) < 0.05
+
+
+def test_validation_crops_tile_the_centre() -> None:
+    image = coordinates(31, 40)
+    config = DataConfig(resolution=8, validation_grid=3)
+    rows = [np.concatenate([validation_crop(image, config, 3 * row + column) for column in range(3)], 1) for row in range(3)]
+    assert np.array_equal(np.concatenate(rows, 0), image[3:27, 8:32])
+    single = validation_crop(image, DataConfig(resolution=8), 0)
+    assert np.array_equal(single, image[11:19, 16:24])
+    assert np.array_equal(train_crop(image, DataConfig(resolution=8, crop="center", flip=False), generator(0, "crop", 0)), single)
+
+
+def test_validation_crops_overlap_where_the_image_is_too_small_to_tile() -> None:
+    image = coordinates(12, 20)
+    config = DataConfig(resolution=8, validation_grid=3)
+    corners = [tuple(int(value) for value in validation_crop(image, config, k)[0, 0, :2]) for k in range(9)]
+    assert corners == [(row, column) for row in (0, 2, 4) for column in (0, 6, 12)]

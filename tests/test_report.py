@@ -1,0 +1,438 @@
+"""The report: pictures, reading of runs, charts, and the page that a browser gets."""
+
+import base64
+import fcntl
+import io
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from autoencoder.report.charts import MOST_POINTS, Line, curves, thin
+from autoencoder.report.command import main
+from autoencoder.report.page import differing, render
+from autoencoder.report.pictures import GAP, grid, side_by_side
+from autoencoder.report.quantities import duration, images_seen, number
+from autoencoder.report.runs import read_runs
+from autoencoder.runtime.errors import UsageError
+
+VOID = {"meta", "link", "img", "input", "br"}
+TRAIN: list[dict[str, Any]] = [
+    {"step": s, "images": 64 * s, "phase": "train", "nll_nats": -100.0 * s, "kl_nats": 10.0 * s, "elbo_nats": 90.0 * s, "loss": -95.0 * s,
+     "perceptual": 0.5 / s, "lr": 1e-3 / s, "gradient_norm": 3.0 / s, "images_per_second": 32.0, "kl_weight": 0.125 * s}
+    for s in range(1, 9)
+]  # fmt: skip
+VALIDATION: list[dict[str, Any]] = [
+    {"step": s, "images": 64 * s, "phase": "validation", "nll_nats": -97.25 * s, "kl_nats": 9.5 * s, "elbo_nats": 87.75 * s,
+     "psnr_db": 20 + s / 3, "ssim": 0.1 * s, "active_channels": 2}
+    for s in (4, 8)
+]  # fmt: skip
+BRIEF = [{"step": 8, "images": 512, "phase": "validation", "psnr_db": 22.5, "kl_nats": 76.0}]
+LINES = [*TRAIN[:4], VALIDATION[0], *TRAIN[4:], VALIDATION[1]]
+CONFIG: dict[str, Any] = {"out": "runs/x", "data": {"source": "demo", "resolution": 32}, "train": {"images": 512, "seed": 0}}
+EVALUATION: dict[str, Any] = {
+    "metrics": {
+        "psnr_db": {"mean": 26.125, "low": 24.5, "high": 27.75, "unit": "dB"},
+        "kl_nats": {"mean": 1401.5, "low": 1, "high": 2000, "unit": "nats"},
+    },
+    "channels": [{"kl_nats": 1400.25, "active": True}, {"kl_nats": 1.25, "active": False}],
+    "photos": [
+        {"id": "coffee", "crops": 4, "psnr_db": 25.5, "kl_nats": 400.5},
+        {"id": "rocket", "crops": 4, "psnr_db": 26.75, "kl_nats": 380.0},
+    ],
+    "provenance": {"seed": 7, "data": {"source": "demo", "fingerprint": "77ab"}, "lpips": None},
+}
+HOSTILE = "<img src=x onerror=alert(1)> & \"q\" 'a' $\\frac{1}{0}$ {{ 7 * 7 }} {% raw %}"
+
+
+class Page(HTMLParser):
+    """A page taken apart: text, attributes, and whether every element that opens also closes in order."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.tiles: dict[str, str] = {}
+        self._term = ""
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "style":
+            return
+        self.words.append(data)
+        if self.open and self.open[-1] == "dt":
+            self._term = data
+        elif self.open and self.elements[-1] == ("span", {"class": "value"}) and self.open[-1] == "span":
+            self.tiles[self._term] = data
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def all(self, tag: str, name: str) -> list[str]:
+        return [attrs[name] or "" for t, attrs in self.elements if t == tag and name in attrs]
+
+
+def make_run(
+    folder: Path,
+    *,
+    lines: list[dict[str, Any]] = LINES,
+    config: dict[str, Any] | None = None,
+    evaluation: dict[str, Any] | None = None,
+    pictures: bool = False,
+) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG | (config or {})))
+    if evaluation is not None:
+        (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    if pictures:
+        (folder / "images").mkdir()
+        for step in (4, 8):
+            grid(crops(6, seed=step), crops(6, seed=step + 1), columns=3).save(folder / "images" / f"step-{step:08d}.png")
+        side_by_side(crops(1, side=40)[0], crops(1, side=40)[0]).save(folder / "images" / "photo-coffee.png")
+    return folder
+
+
+def crops(images: int, *, side: int = 8, channels: int = 3, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 256, (images, channels, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def page_of(*folders: Path) -> Page:
+    return Page(render(read_runs(folders)))
+
+
+# Pictures
+
+
+def find(crop: np.ndarray, picture: np.ndarray) -> tuple[int, int]:
+    """(top, left) of the only place where the crop stands in the picture."""
+    windows = np.lib.stride_tricks.sliding_window_view(picture, crop.shape).squeeze(2)
+    ((top, left),) = np.argwhere((windows == crop).all(axis=(2, 3, 4))).tolist()
+    return top, left
+
+
+def test_grid_puts_each_reconstruction_below_its_original_in_reading_order() -> None:
+    originals, reconstructions = crops(5, seed=1), crops(5, seed=2)
+    magnified = np.asarray(grid(originals, reconstructions, columns=3))
+    picture = magnified[::16, ::16]  # 8-pixel crops become 128 pixels wide
+    assert np.array_equal(picture.repeat(16, 0).repeat(16, 1), magnified)
+    above = [find(crop.permute(1, 2, 0).numpy(), picture) for crop in originals]
+    below = [find(crop.permute(1, 2, 0).numpy(), picture) for crop in reconstructions]
+    assert above == sorted(above)
+    assert len({top for top, _ in above[:3]}) == 1
+    assert above[3][0] > below[0][0]
+    for (top, left), (its_top, its_left) in zip(above, below, strict=True):
+        assert left == its_left
+        assert 8 < its_top - top < 16
+    left_over = picture[above[3][0] :, above[2][1] :]
+    assert (left_over == GAP).all()
+
+
+def test_large_crops_keep_their_size_and_grey_ones_their_mode() -> None:
+    picture = grid(crops(2, side=150, channels=1), crops(2, side=150, channels=1), columns=8)
+    assert picture.mode == "L"
+    assert 300 < picture.width < 320
+
+
+def test_side_by_side_is_the_two_and_a_gap() -> None:
+    left, right = crops(1, side=60, seed=1)[0], crops(1, side=60, seed=2)[0]
+    picture = np.asarray(side_by_side(left, right))
+    assert np.array_equal(picture[:, :60], left.permute(1, 2, 0))
+    assert np.array_equal(picture[:, -60:], right.permute(1, 2, 0))
+    assert (picture[:, 60:-60] == GAP).all()
+
+
+def test_pictures_refuse_what_they_cannot_show() -> None:
+    with pytest.raises(ValueError, match="float32"):
+        grid(crops(1).float(), crops(1), columns=1)
+    with pytest.raises(ValueError, match="one shape"):
+        grid(crops(2), crops(3), columns=1)
+    with pytest.raises(ValueError, match="channels"):
+        side_by_side(crops(1, channels=2)[0], crops(1, channels=2)[0])
+
+
+# Values as text
+
+
+def test_numbers_read_well() -> None:
+    assert number(-12345.678, 1) == "−12,345.7"
+    assert number(0.00012345678, None) == "0.0001235"
+    assert number(None, 2) == "—"
+    assert number(math.nan, 2) == "not a number"
+    assert [images_seen(n) for n in (0, 640, 12_500, 1_500_000)] == ["0", "640", "12.5k", "1.5M"]
+    assert [duration(s) for s in (5, 185, 3600 * 26 + 61)] == ["5 s", "3 min 05 s", "26 h 01 min"]
+
+
+# Charts
+
+
+def drawn_points(svg: str, colour: int) -> np.ndarray:
+    """(x, y) of each vertex of the longest line of a colour."""
+    paths = re.findall(rf'<path d="([^"]*)"[^>]*stroke: var\(--series-{colour}\)', svg)
+    return np.array([[float(n) for n in pair] for pair in re.findall(r"[ML] ([\d.-]+) ([\d.-]+)", max(paths, key=len))])
+
+
+def test_a_curve_is_its_values_on_straight_scales() -> None:
+    rng = np.random.default_rng(0)
+    x, y = np.arange(1, 21) * 1000, rng.normal(size=20)
+    points = drawn_points(curves([Line(list(x), list(y), 0, "train")], name="a", cut=False), 0)
+    assert len(points) == 20
+    for data, drawn, direction in ((x, points[:, 0], 1), (y, -points[:, 1], 1)):
+        slope, offset = np.polyfit(data, drawn, 1)
+        assert slope * direction > 0
+        np.testing.assert_allclose(slope * data + offset, drawn, atol=0.02)
+
+
+def test_a_start_far_off_does_not_flatten_the_rest() -> None:
+    y = [1e6, 1e5, *np.linspace(2, 1, 98)]
+    line = Line(list(range(100)), y, 0, "validation")
+    cut, whole = (drawn_points(curves([line], name="a", cut=cut), 0)[-90:, 1] for cut in (True, False))
+    assert np.ptp(cut) > 80  # points of about 140 that the axis is high
+    assert np.ptp(whole) < 1
+
+
+def test_thinning_keeps_the_mean_and_shows_what_was_not_finite() -> None:
+    x, y = np.arange(MOST_POINTS * 5.0), np.random.default_rng(0).normal(size=MOST_POINTS * 5)
+    thin_x, thin_y = thin(x, y)
+    assert len(thin_x) == MOST_POINTS
+    assert thin_y.mean() == pytest.approx(y.mean())
+    assert thin_x.mean() == pytest.approx(x.mean())
+    y[7] = math.nan
+    assert np.flatnonzero(np.isnan(thin(x, y)[1])).tolist() == [1]
+
+
+def test_charts_on_a_page_share_no_ids_and_bring_no_colours() -> None:
+    svgs = [curves([Line([0, 1], [1, 2], 0, "validation")], name=name) for name in ("a", "b")]
+    ids = [re.findall(r'\bid="([^"]*)"', svg) for svg in svgs]
+    assert not set(ids[0]) & set(ids[1])
+    for svg, its in zip(svgs, ids, strict=True):
+        assert set(re.findall(r'(?:href="#|url\(#)([^")]*)', svg)) <= set(its)
+        assert not re.findall(r"#[0-9a-f]{6}\b", svg)
+
+
+# Reading runs
+
+
+def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "images": 576, "ph')
+    (read,) = read_runs([run])
+    assert [line["step"] for line in read.lines] == [line["step"] for line in LINES]
+
+
+def test_a_broken_line_inside_names_file_and_line(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "metrics.jsonl").write_text('{"step": 1}\n{"step"\n{"step": 3}\n')
+    with pytest.raises(UsageError, match=r"metrics\.jsonl, line 2"):
+        read_runs([run])
+
+
+def test_values_that_were_not_finite_are_gaps_and_are_told(tmp_path: Path) -> None:
+    bad = TRAIN[3] | {"loss": None, "nonfinite": ["loss"]}
+    run = make_run(tmp_path / "run", lines=[*TRAIN[:3], bad, *TRAIN[4:]])
+    _, values = read_runs([run])[0].series("train", "loss")
+    assert [i for i, v in enumerate(values) if math.isnan(v)] == [3]
+    assert "1 line of the log with values that were not finite, first at 256 images (loss)" in page_of(run).text
+
+
+def test_training_time_is_images_over_throughput(tmp_path: Path) -> None:
+    (run,) = read_runs([make_run(tmp_path / "run")])
+    assert run.seconds == pytest.approx(512 / 32)
+
+
+def test_status(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert read_runs([run])[0].status == "stopped"
+    with (run / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert read_runs([run])[0].status == "running"
+    assert read_runs([run])[0].status == "stopped"
+    (run / "evaluation.json").write_text(json.dumps(EVALUATION))
+    assert read_runs([run])[0].status == "finished"
+    (run / "config.yaml").write_text(yaml.safe_dump(CONFIG | {"train": {"images": "1k"}}))
+    assert read_runs([run])[0].status == "stopped"
+
+
+def test_names_are_as_short_as_they_can_be(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name) for name in ("a/autoencoder", "b/autoencoder")]
+    assert [run.name for run in read_runs([*runs, runs[0]])] == ["a/autoencoder", "b/autoencoder"]
+
+
+# The page
+
+
+def test_headlines_are_those_of_the_last_validation_until_there_is_an_evaluation(tmp_path: Path) -> None:
+    page = page_of(make_run(tmp_path / "run"))
+    shown = {"PSNR": "psnr_db", "KL": "kl_nats", "Negative log-likelihood": "nll_nats", "ELBO": "elbo_nats", "SSIM": "ssim"}
+    for label, key in shown.items():
+        assert float(page.tiles[label].replace(",", "").replace("−", "-")) == pytest.approx(VALIDATION[-1][key], abs=0.005)
+    assert page.tiles["Images seen"] == "512"
+    assert "validation at 512" in page.text
+    assert "No final evaluation yet" in page.text
+    assert "Latent channels" not in page.text
+
+
+def test_the_evaluation_is_shown_with_intervals_channels_photos_and_provenance(tmp_path: Path) -> None:
+    page = page_of(make_run(tmp_path / "run", evaluation=EVALUATION, pictures=True))
+    assert page.tiles["PSNR"] == f"{26.125:.2f}"
+    assert page.tiles["KL"] == "1,401.5"
+    assert "SSIM" not in page.tiles
+    assert "95%: 24.50 to 27.75" in page.text
+    assert "1 of 2 channels active" in page.text
+    assert any("0: 1,400.2, 1: 1.2 (inactive)" in alt for alt in page.all("div", "aria-label"))
+    assert "coffee 25.50 400.5" in page.text
+    assert "rocket 26.75 380.0" in page.text
+    assert "data.fingerprint 77ab" in page.text
+    assert "lpips null" in page.text
+
+
+def test_charts_tell_the_log_s_last_values(tmp_path: Path) -> None:
+    alts = page_of(make_run(tmp_path / "run")).all("div", "aria-label")
+    assert "Negative log-likelihood over images seen, nats an image: train ends at −800.0; validation ends at −778.0" in alts
+    assert "KL over images seen, nats an image: train ends at 80.0; validation ends at 76.0" in alts
+    assert "Loss over images seen: train ends at −760.0" in alts
+    assert "Perceptual distance over images seen: train ends at 0.0625" in alts
+    assert "PSNR against KL over the run, ring at its end: validation ends at 22.67 at 76.0" in alts
+
+
+def test_pictures_are_the_run_s_own_files(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", pictures=True)
+    page = page_of(run)
+    embedded = [base64.b64decode(uri.removeprefix("data:image/png;base64,")) for uri in page.all("img", "src")]
+    names = ("step-00000004.png", "step-00000008.png", "photo-coffee.png")
+    assert embedded == [(run / "images" / name).read_bytes() for name in names]
+    assert all(page.all("img", "alt"))
+    assert "512 images 22.67 dB, 76.0 nats" in page.text
+
+
+def test_the_page_asks_for_nothing_and_stays_small(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", lines=BRIEF, evaluation=EVALUATION)
+    (run / "images").mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (300, 600, 3), dtype=np.uint8)
+    for name in (*(f"step-{s:08d}" for s in range(1, 12)), "photo-a", "photo-b", "photo-c", "photo-d"):
+        Image.fromarray(noise).save(run / "images" / f"{name}.png", compress_level=1)
+    html = render(read_runs([run]))
+    assert len(html.encode()) < 2_000_000
+    assert html.startswith("<!DOCTYPE html>")
+    page = Page(html)
+    assert not {"script", "iframe", "object"} & {tag for tag, _ in page.elements}
+    sources = page.all("img", "src")
+    assert len(sources) == 9 + 3
+    for uri in sources:
+        assert uri.startswith("data:image/jpeg;base64,")
+        Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).load()
+    assert "Compressed as JPEG" in page.text
+    for tag in {tag for tag, _ in page.elements}:
+        assert all(reference.startswith(("#", "data:")) for name in ("href", "xlink:href", "src") for reference in page.all(tag, name))
+    assert "url(" not in html.replace("url(#", "")
+    assert "@import" not in html
+    ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
+    assert len(ids) == len(set(ids))
+
+
+def test_hostile_strings_are_text(tmp_path: Path) -> None:
+    evaluation = EVALUATION | {"photos": [{"id": HOSTILE, "psnr_db": 1.0}], "provenance": {HOSTILE: HOSTILE}}
+    run = make_run(tmp_path / HOSTILE.replace("/", ""), lines=BRIEF, evaluation=evaluation, config={"note": HOSTILE}, pictures=True)
+    (run / "images" / "photo-coffee.png").rename(run / "images" / f"photo-{HOSTILE}.png")
+    (run / "bad_images.jsonl").write_text(json.dumps({"id": HOSTILE, "reason": HOSTILE}) + "\n")
+    other = make_run(tmp_path / "other", lines=BRIEF)
+    for folders in ([run], [run, other]):
+        page = page_of(*folders)
+        assert page.text.count(HOSTILE) >= 6
+        assert not [attrs for _, attrs in page.elements if any(name.startswith("on") for name in attrs)]
+        assert all(uri.startswith("data:image/") for uri in page.all("img", "src"))
+
+
+def test_bad_images_are_counted_and_listed(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", lines=BRIEF)
+    assert "Every image could be read" in page_of(run).text
+    (run / "bad_images.jsonl").write_text('{"id": "a/b.jpg", "reason": "truncated"}\n{"id": "c.png", "reason": "no picture"}\n')
+    assert "2 images that could not be read Image Reason a/b.jpg truncated c.png no picture" in page_of(run).text
+
+
+def test_a_run_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.jsonl").touch()
+    page = page_of(run)
+    assert "Nothing logged yet" in page.text
+    assert page.tiles == {"Images seen": "0", "Training time": "0 s"}
+
+
+def test_several_runs_are_compared(tmp_path: Path) -> None:
+    shorter = [line for line in LINES if line["step"] <= 4]
+    a = make_run(tmp_path / "a", evaluation=EVALUATION, pictures=True)
+    b = make_run(tmp_path / "b", lines=shorter, config={"out": "elsewhere", "train": {"images": 256, "seed": 0}, "extra": True})
+    runs = read_runs([a, b])
+    assert differing(runs) == [("train.images", ["512", "256"]), ("extra", ["—", "true"])]
+    page = Page(render(runs))
+    assert "PSNR dB 26.12 95%: 24.50 to 27.75 21.33 validation at 256" in page.text
+    alts = page.all("div", "aria-label")
+    assert "KL over images seen, nats an image: a ends at 76.0 (train 80.0); b ends at 38.0 (train 40.0)" in alts
+    assert "not in the same nats" not in page.text
+
+
+def test_runs_with_other_measures_are_flagged(tmp_path: Path) -> None:
+    a = make_run(tmp_path / "a", lines=BRIEF)
+    b = make_run(tmp_path / "b", lines=BRIEF, config={"data": {"source": "demo", "resolution": 64}})
+    assert "not in the same nats: they differ in data.resolution." in page_of(a, b).text
+
+
+# The command
+
+
+def test_the_command_writes_the_page(tmp_path: Path) -> None:
+    a, b, out = make_run(tmp_path / "a", lines=BRIEF), make_run(tmp_path / "b", lines=BRIEF), tmp_path / "report.html"
+    assert main([str(a), str(b), "--out", str(out)]) == 0
+    assert "2 runs" in Page(out.read_text()).text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "report.html"]
+
+
+@pytest.mark.parametrize(
+    ("runs", "out", "told"),
+    [
+        (["missing"], "report.html", "missing: no such folder"),
+        (["empty"], "report.html", "empty: holds no metrics.jsonl"),
+        (["good"], "nowhere/report.html", "does not exist"),
+        (["good"], "empty", "that is a folder"),
+        ([], "report.html", "runs"),
+        (["broken"], "report.html", "not a PNG picture"),
+    ],
+)
+def test_bad_input_is_told_in_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], runs: list[str], out: str, told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    make_run(tmp_path / "good")
+    (make_run(tmp_path / "broken", pictures=True) / "images" / "photo-coffee.png").write_bytes(b"GIF89a")
+    assert main([*runs, "--out", out]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert told in message
+    assert message.count("\n") == 1
+    assert not Path("report.html").exists()
