@@ -13,6 +13,7 @@ from autoencoder.config import DataConfig, TrainAutoencoderConfig
 from autoencoder.identity import decoder_hash, encoder_hash
 from autoencoder.likelihood import Likelihood, build_likelihood
 from autoencoder.model import AutoencoderKL, build, load
+from autoencoder.model_path import folder_of
 from autoencoder.runtime.checkpoint import STATE
 from autoencoder.runtime.cli import load_config
 from autoencoder.runtime.errors import UsageError
@@ -86,11 +87,6 @@ def load_weights(vae: AutoencoderKL, path: str) -> None:
                 "give weights of the same architecture"
             )
     vae.load_state_dict(state)
-
-
-def folder_of(path: str) -> Path | None:
-    """The local folder that `load(path)` takes the autoencoder from, a run's `vae/` included; None for hub ids."""
-    return next((f for f in (Path(path), Path(path) / "vae") if (f / "config.json").is_file()), None)
 
 
 def open_checkpoint(folder: Path) -> tuple[AutoencoderKL, Likelihood | None, dict[str, Any] | None]:

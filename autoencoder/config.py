@@ -9,7 +9,7 @@ from autoencoder.runtime.errors import require
 PRESETS: dict[str, dict[str, Any]] = {
     # Two CPU cores: the demo, tests and sketches. 32 groups of 32 channels would normalise every channel's contrast away.
     "tiny": {"block_out_channels": (32, 64, 64), "layers_per_block": 1, "latent_channels": 4, "attention": False, "norm_groups": 8},
-    # Rombach et al. 2022, table 8 and the released configurations: ch 128, two residual blocks a level; f16 attends in its lowest level too.
+    # Rombach et al. 2022, table 8 and the released configurations: ch 128, two blocks a level; f16 attends in its lowest level too.
     "kl-f4": {"block_out_channels": (128, 256, 512), "layers_per_block": 2, "latent_channels": 3, "attention": True},
     "kl-f8": {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4, "attention": True},
     "kl-f16": {

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from autoencoder.data.paths import check_source
 from autoencoder.lpips_weights import lpips_weights_path
+from autoencoder.model_path import check_model
 from autoencoder.runtime import cli
 from autoencoder.runtime.errors import require
 
@@ -96,6 +97,7 @@ def _evaluate(argv: list[str] | None) -> int:
     config = cli.parse(
         EvaluateConfig, argv, prog="firststage evaluate_autoencoder", description="Measure an autoencoder on fixed central crops."
     )
+    check_model(config.model, "model", config.subfolder)
     if config.data.source is not None:
         check_source(config.data.source, "data.source")
     if config.lpips != "none":

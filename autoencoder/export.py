@@ -45,7 +45,7 @@ def _export(argv: list[str] | None) -> int:
 
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.dtype]
     vae, likelihood, recipe = artifact.open_checkpoint(Path(config.checkpoint))
-    worst = max(float(p.abs().max()) for p in vae.parameters())
+    worst = max(float(p.detach().abs().max()) for p in vae.parameters())
     if dtype == torch.float16 and worst > 65504:
         raise UsageError(f"dtype: fp16 cannot hold these weights (largest {worst:.3g}, fp16 ends at 65504); give bf16 or fp32")
     out = Path(config.out)

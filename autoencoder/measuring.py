@@ -14,6 +14,7 @@ from autoencoder.evaluate import EvaluateConfig, EvaluateDataConfig
 from autoencoder.evaluation import evaluate
 from autoencoder.likelihood import Likelihood, build_likelihood
 from autoencoder.model import AutoencoderKL, downsampling, load
+from autoencoder.model_path import folder_of
 from autoencoder.perceptual import build_perceptual
 from autoencoder.provenance import provenance
 from autoencoder.runtime.cli import load_config
@@ -30,7 +31,7 @@ def measure(config: EvaluateConfig) -> dict[str, Any]:
         build_perceptual(PerceptualConfig(name="lpips", net=config.lpips, weights=config.lpips_weights)) if config.lpips != "none" else None
     )
     vae = load(config.model, subfolder=config.subfolder, revision=config.revision, variant=config.variant)
-    folder = artifact.folder_of(config.model)
+    folder = folder_of(config.model, config.subfolder)
     recipe = None if folder is None else artifact.load_preprocessing(folder)
     source, data = _images(config, vae, recipe)
     likelihood = _likelihood(config, folder)

@@ -4,10 +4,10 @@
 """
 
 import numpy as np
+import pytorch_msssim
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
-from torch.nn.functional import conv2d
 
 
 def psnr(images: Tensor, reconstruction: Tensor) -> Tensor:
@@ -43,15 +43,15 @@ def structural_similarity(images: Tensor, reconstruction: Tensor, *, window: int
         raise ValueError(f"images are {tuple(images.shape)}, the window {window} pixels; give (B, C, H, W) and an odd window that fits")
     with torch.autocast(images.device.type, enabled=False):
         dtype = torch.promote_types(torch.promote_types(images.dtype, reconstruction.dtype), torch.float32)
-        x, y = images.to(dtype), reconstruction.to(dtype)
-        moments = _blur(torch.cat((x, y, x * x + y * y, x * y), 1), window)  # (B, 4 * C, h, w)
-        mean_x, mean_y, power, product = moments.chunk(4, 1)
-        c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-        means, mean_power = mean_x * mean_y, mean_x.square() + mean_y.square()
-        # Rounding can leave a variance just below zero.
-        variances, covariance = (power - mean_power).clamp_min(0), product - means
-        similarity = (2 * means + c1) * (2 * covariance + c2) / ((mean_power + c1) * (variances + c2))
-        return similarity.flatten(1).mean(1)
+        similarity: Tensor = pytorch_msssim.ssim(
+            images.to(dtype),
+            reconstruction.to(dtype),
+            data_range=data_range,
+            size_average=False,
+            win_size=window,
+            win_sigma=1.5 * window / 11,
+        )
+        return similarity
 
 
 RESAMPLES = 2000
@@ -88,14 +88,6 @@ def bootstrap_interval(values: ArrayLike, groups: ArrayLike | None = None, seed:
     # A quantile that is one of the means: interpolation between infinities is not a number.
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
     return float(low), float(high)
-
-
-def _blur(x: Tensor, window: int) -> Tensor:
-    """(B, C, H, W) under a normalised Gaussian window of `window` pixels, sigma 1.5 * window / 11, without padding."""
-    offsets = torch.arange(window, dtype=x.dtype, device=x.device) - window // 2
-    kernel = (-0.5 * (offsets / (1.5 * window / 11)).square()).exp()
-    rows = (kernel / kernel.sum()).view(1, 1, window, 1).expand(x.shape[1], 1, window, 1)
-    return conv2d(conv2d(x, rows, groups=x.shape[1]), rows.transpose(2, 3), groups=x.shape[1])
 
 
 def _eight_bit(images: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """The network: a diffusers AutoencoderKL, built from a preset or loaded, and the wrapper that trains it."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 import autoencoder.runtime.torchvision_operators  # noqa: F401  (before diffusers)
 from autoencoder.config import ModelConfig
+from autoencoder.model_path import check_model, folder_of
 from autoencoder.posterior import DiagonalGaussian
 from autoencoder.runtime.errors import UsageError
 
@@ -48,14 +48,9 @@ def load(path: str, *, subfolder: str | None = None, revision: str | None = None
     Raises:
         UsageError: nothing there that loads; the message says what was looked for.
     """
-    folder = Path(path)
-    if folder.is_dir():
-        found = next((p for p in (folder / (subfolder or ""), folder / "vae") if (p / "config.json").is_file()), None)
-        if found is None:
-            raise UsageError(
-                f"{path}: no diffusers autoencoder here (no config.json, nor vae/config.json); "
-                "give a run with a finished vae/ or a diffusers folder"
-            )
+    check_model(path, "model", subfolder)
+    found = folder_of(path, subfolder)
+    if found is not None:
         name = json.loads((found / "config.json").read_text()).get("_class_name")
         if name != "AutoencoderKL":
             raise UsageError(f"{found}: holds a {name}; give an AutoencoderKL")

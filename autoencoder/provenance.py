@@ -15,7 +15,7 @@ from autoencoder.model import AutoencoderKL
 def versions() -> dict[str, str]:
     """Versions of what the figures depend on."""
     named = {"python": platform.python_version()}
-    for package in ("firststage", "torch", "diffusers", "torchmetrics", "pillow"):
+    for package in ("firststage", "torch", "diffusers", "pytorch-msssim", "pillow"):
         try:
             named[package] = version(package)
         except PackageNotFoundError:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoencoder.model_path import check_model
 from autoencoder.runtime import cli
 from autoencoder.runtime.errors import UsageError, require
 
@@ -38,6 +39,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _reconstruct(argv: list[str] | None) -> int:
     config = cli.parse(ReconstructConfig, argv, prog="firststage reconstruct", description="Write images beside their reconstructions.")
+    check_model(config.model, "model", config.subfolder)
     from tqdm import tqdm
 
     from autoencoder.data.decode import decode_image

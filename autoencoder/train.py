@@ -1,8 +1,11 @@
 """`train_autoencoder`: parse, check, and only then import what is heavy."""
 
+from pathlib import Path
+
 from autoencoder.config import TrainAutoencoderConfig
 from autoencoder.data.paths import check_source
 from autoencoder.lpips_weights import lpips_weights_path
+from autoencoder.model_path import check_model
 from autoencoder.runtime import cli
 from autoencoder.runtime.processes import is_main_process
 from autoencoder.runtime.run_folder import RunFolder
@@ -13,6 +16,10 @@ def check(config: TrainAutoencoderConfig) -> None:
     check_source(config.data.source, "data.source")
     if config.data.validation_source is not None:
         check_source(config.data.validation_source, "data.validation_source")
+    if config.model.pretrained is not None:
+        check_model(config.model.pretrained, "model.pretrained", config.model.subfolder)
+    if config.init_from is not None and not any((Path(config.init_from) / f"{n}.safetensors").is_file() for n in ("ema", "model")):
+        check_model(config.init_from, "init_from")
     perceptual = config.objective.perceptual
     if perceptual.name == "lpips":
         lpips_weights_path(perceptual.net, perceptual.weights)

@@ -21,7 +21,7 @@ from autoencoder.objective import effective_beta
 from autoencoder.runtime.config import count
 from autoencoder.runtime.config_file import dotted, plain
 from autoencoder.runtime.device import choose_precision, describe, peak_memory_bytes
-from autoencoder.runtime.errors import UsageError
+from autoencoder.runtime.errors import ConfigError, UsageError
 from autoencoder.runtime.loop import Trainer
 from autoencoder.runtime.processes import expected_processes
 from autoencoder.runtime.run_folder import RunFolder
@@ -36,15 +36,12 @@ def build_accelerator(config: TrainAutoencoderConfig) -> Accelerator:
         torch.use_deterministic_algorithms(True)
     device = torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
     precision = choose_precision(config.train.precision, device)
-    try:
-        accelerator = Accelerator(
-            mixed_precision="no" if precision == "fp32" else precision,
-            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)],
-        )
-    except ValueError as error:
-        raise UsageError(
-            f"train.precision: got {config.train.precision!r}, which this machine cannot do ({error}); give auto, bf16 or fp32"
-        ) from error
+    if precision == "fp16" and device.type == "cpu":
+        raise ConfigError("train.precision", precision, "training in fp16 needs a GPU; give auto, bf16 or fp32")
+    accelerator = Accelerator(
+        mixed_precision="no" if precision == "fp32" else precision,
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)],
+    )
     if expected_processes() != accelerator.num_processes:
         raise UsageError(
             f"{expected_processes()} processes were launched, but each would train alone. On CPUs launch with ACCELERATE_USE_CPU=true and "

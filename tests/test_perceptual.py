@@ -208,13 +208,14 @@ def test_ssim_gradient_matches_finite_differences() -> None:
 
 @pytest.mark.parametrize("level", [-1.0, 0.0, 0.3, 1.0])
 def test_ssim_of_constant_images_is_the_luminance_term_with_a_finite_gradient(level: float) -> None:
-    images, reconstruction = torch.full((2, 3, 16, 16), level), torch.full((2, 3, 16, 16), 0.5, requires_grad=True)
+    images = torch.full((2, 3, 16, 16), level, dtype=torch.float64)
+    reconstruction = torch.full_like(images, 0.5, requires_grad=True)
     distance = SSIMDistance()(images, reconstruction)
     distance.sum().backward()
     assert reconstruction.grad is not None and reconstruction.grad.isfinite().all()
     c1 = 0.02**2
     expected = 1 - (2 * level * 0.5 + c1) / (level**2 + 0.25 + c1)
-    torch.testing.assert_close(distance, torch.full((2,), expected), rtol=0, atol=1e-4)
+    torch.testing.assert_close(distance, torch.full((2,), expected, dtype=torch.float64), rtol=0, atol=1e-9)
 
 
 def test_ssim_of_identical_images_is_zero_with_a_zero_gradient() -> None:

@@ -214,6 +214,13 @@ def test_a_start_far_off_does_not_flatten_the_rest() -> None:
     assert np.ptp(whole) < 1
 
 
+def test_a_short_run_stays_on_the_chart_of_a_long_one() -> None:
+    long = Line(list(range(0, 1000, 10)), [1e3] * 2 + [1.0 + i % 2 for i in range(98)], 0, "validation")
+    short = Line([1, 2, 3], [30.0, 31.0, 32.0], 1, "validation")
+    heights = drawn_points(curves([long, short], name="a"), 1)[:, 1]
+    assert (heights > 0).all()
+
+
 def test_thinning_keeps_the_mean_and_shows_what_was_not_finite() -> None:
     x, y = np.arange(MOST_POINTS * 5.0), np.random.default_rng(0).normal(size=MOST_POINTS * 5)
     thin_x, thin_y = thin(x, y)
@@ -345,7 +352,7 @@ def test_the_page_asks_for_nothing_and_stays_small(tmp_path: Path) -> None:
     for uri in sources:
         assert uri.startswith("data:image/jpeg;base64,")
         Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).load()
-    assert "Compressed as JPEG" in page.text
+    assert page.text.count("Compressed as JPEG") == 2
     for tag in {tag for tag, _ in page.elements}:
         assert all(reference.startswith(("#", "data:")) for name in ("href", "xlink:href", "src") for reference in page.all(tag, name))
     assert "url(" not in html.replace("url(#", "")

@@ -29,7 +29,7 @@ MOST_POINTS = 240
 MOST_MARKERS = 40
 """A line of more points is drawn without dots."""
 TRANSIENT = 0.1
-"""Share of the run that may fall off the value axis: a start far off would flatten all that follows."""
+"""Share of each line that may fall off the value axis: a start far off would flatten all that follows."""
 
 
 @dataclass(frozen=True)
@@ -118,12 +118,12 @@ def thin(x: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
 
 def _value_range(lines: Sequence[Line], transient: float) -> tuple[float, float]:
     """Limits that hold every value, with some air; without the transient's where those would take more than half of the axis."""
-    x, y = (np.concatenate(parts) for parts in zip(*(thin(line.x, line.y) for line in lines), strict=True))
-    x, y = x[np.isfinite(y)], y[np.isfinite(y)]
-    if y.size == 0:
+    thinned = [thin(line.x, line.y) for line in lines]
+    every = np.concatenate([y[np.isfinite(y)] for _, y in thinned])
+    settled = np.concatenate([y[np.isfinite(y) & (x >= transient * x[-1])] for x, y in thinned])
+    if settled.size == 0:
         return 0.0, 1.0
-    settled = y[x >= transient * x.max()]
-    shown = settled if np.ptp(y) > 2 * np.ptp(settled) > 0 else y
+    shown = settled if np.ptp(every) > 2 * np.ptp(settled) > 0 else every
     low, high = float(shown.min()), float(shown.max())
     air = 0.07 * (high - low) or 0.1 * abs(high) or 0.5
     return (max(low - air, 0.0) if low >= 0 else low - air), high + air

@@ -8,15 +8,15 @@ import re
 import sys
 from argparse import SUPPRESS, ArgumentError
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from autoencoder.runtime.config_file import closest, find_config, plain, read_config, shipped_configs, to_yaml
+from autoencoder.runtime.command_line import CommandLine
+from autoencoder.runtime.config_file import plain, shipped_configs, to_yaml
 from autoencoder.runtime.errors import ConfigError, TrainingError, UsageError
-from autoencoder.runtime.settings import admits, arguments, groups, required, settings, words
+from autoencoder.runtime.settings import admits, arguments, groups, required, words
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -47,8 +47,7 @@ def parse(
     `list[str]` setting that bare arguments fill. Raises `UsageError` for whatever cannot be used, and
     `SystemExit(0)` once `--help` or `--print_config` has printed.
     """
-    line = _Line(config_class, stage, positional)
-    line.read(sys.argv[1:] if argv is None else argv)
+    line = CommandLine(sys.argv[1:] if argv is None else argv, config_class, stage=stage, positional=positional)
     parser = _parser(config_class, prog, description, stage, positional)
     if line.help:
         parser.print_help()
@@ -73,96 +72,6 @@ def load_config(config_class: type[C], file: Path) -> C:
     return parse(config_class, ["--config", str(file)], prog="", description="")
 
 
-@dataclass
-class _Line:
-    """What was given, by dotted key, and where: the command line taken apart."""
-
-    config_class: type
-    stage: str
-    positional: str | None
-    given: dict[str, Any] = field(default_factory=dict)
-    files: dict[str, Path] = field(default_factory=dict)
-    help: bool = False
-    print_config: bool = False
-
-    def __post_init__(self) -> None:
-        self.types = settings(self.config_class)
-        self.groups = groups(self.config_class)
-
-    def read(self, argv: list[str]) -> None:
-        """Fill `given` from the files that `--config` names and then from `argv`."""
-        if "-h" in argv or "--help" in argv:
-            self.help = True
-            return
-        overrides: dict[str, Any] = {}
-        bare: list[str] = []
-        rest = list(argv)
-        while rest:
-            token = rest.pop(0)
-            if not token.startswith("-") or token == "-":
-                bare.append(token)
-                continue
-            key, equals, value = token.removeprefix("--").partition("=")
-            if key == "print_config" and not equals:
-                self.print_config = True
-                continue
-            if key != "config":
-                self._check_key(key, token)
-            elif not equals and not _has_value(rest):
-                raise UsageError("config: no value given; give the path of a YAML file or a shipped configuration's name")
-            if not equals:
-                value = self._value(key, rest)
-            if key == "config":
-                path = find_config(value, self.stage)
-                self._merge(read_config(path), path, "")
-            else:
-                overrides[key] = value
-        if bare and self.positional is None:
-            raise UsageError(f"{bare[0]}: an argument that belongs to no setting; give settings as --KEY VALUE")
-        if bare and self.positional is not None:
-            overrides[self.positional] = bare
-        self.given |= overrides
-        self.files = {key: path for key, path in self.files.items() if key not in overrides}
-
-    def located(self, error: ConfigError) -> ConfigError:
-        """The same error, with the file that its value came from."""
-        if error.key not in self.files:
-            return error
-        return ConfigError(error.key, error.given, f"{error.remedy} (in {self.files[error.key]})")
-
-    def _value(self, key: str, rest: list[str]) -> Any:
-        if self.types.get(key) is bool and not (rest and rest[0].lower() in ("true", "false", "yes", "no")):
-            return True
-        if not _has_value(rest):
-            raise UsageError(f"{key}: no value given; give {words(self.types[key])}")
-        return rest.pop(0)
-
-    def _check_key(self, key: str, shown: str, file: Path | None = None) -> None:
-        where = f" (in {file})" if file else ""
-        if key in self.groups:
-            inside = [name for name in self.types if name.startswith(f"{key}.")]
-            raise UsageError(f"{key}: a group of settings; give them one by one ({', '.join(inside[:3])}, ...), or leave it out{where}")
-        if key not in self.types:
-            near = closest(key, [*self.types, "config", "print_config"])
-            remedy = f"closest: {', '.join(near)}" if near else "--help lists all"
-            raise UsageError(f"{key if file or shown.startswith('--') else shown}: no such setting; {remedy}{where}")
-
-    def _merge(self, content: dict[Any, Any], file: Path, prefix: str) -> None:
-        for name, value in content.items():
-            key = f"{prefix}{name}"
-            if key in self.groups and isinstance(value, dict):
-                self._merge(value, file, f"{key}.")
-                continue
-            self._check_key(key, key, file)
-            if self.files.get(key) is file:
-                raise UsageError(f"{file}: `{key}` is given twice")
-            self.given[key], self.files[key] = value, file
-
-
-def _has_value(rest: list[str]) -> bool:
-    return bool(rest) and not rest[0].startswith("--")
-
-
 def _parser(config_class: type, prog: str, description: str, stage: str, positional: str | None) -> ArgumentParser:
     """jsonargparse's parser of the dataclass: it knows types and writes the help."""
     bare = f" {positional.upper()} ..." if positional else ""
@@ -184,7 +93,7 @@ def _parser(config_class: type, prog: str, description: str, stage: str, positio
     return parser
 
 
-def _typed(parser: ArgumentParser, line: _Line) -> Namespace:
+def _typed(parser: ArgumentParser, line: CommandLine) -> Namespace:
     """Every setting in its type, defaults included."""
     nested: dict[str, Any] = {}
     for key, value in line.given.items():
@@ -211,7 +120,7 @@ def _typed(parser: ArgumentParser, line: _Line) -> Namespace:
     return values
 
 
-def _wrong_type(line: _Line, key: str) -> ConfigError:
+def _wrong_type(line: CommandLine, key: str) -> ConfigError:
     value, annotation = line.given[key], line.types[key]
     quoted = " (in quotes)" if admits(annotation, str) and isinstance(value, (int, float)) else ""
     return line.located(ConfigError(key, value, f"give {words(annotation)}{quoted}"))

@@ -216,7 +216,8 @@ class Trainer(Generic[M]):
         if nonfinite and self.train.on_nonfinite == "stop":
             raise TrainingError(
                 f"non-finite {', '.join(nonfinite)} in the steps up to {self.progress.step}; no update was made from them, "
-                "and the newest checkpoint is sound. Try train.precision=fp32, a lower optimizer.lr or optimizer.clip_norm, or train.on_nonfinite=skip"
+                "and the newest checkpoint is sound. Try train.precision=fp32, a lower optimizer.lr, a lower optimizer.clip_norm, "
+                "or train.on_nonfinite=skip"
             )
         return now, self.progress.images
 

@@ -1,4 +1,4 @@
-"""Import this before anything that imports torchvision (lpips, diffusers, torchmetrics).
+"""Import this before anything that imports torchvision (lpips, diffusers).
 
 A torchvision built for CUDA cannot load its compiled operators beside a CPU build of torch; its Python
 part then fails on `operator torchvision::nms does not exist` and takes its importers down with it,

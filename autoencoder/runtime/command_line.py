@@ -1,0 +1,90 @@
+"""A command line and the files that it names, taken apart into settings by dotted key. Torch-free."""
+
+from pathlib import Path
+from typing import Any
+
+from autoencoder.runtime.config_file import closest, find_config, read_config
+from autoencoder.runtime.errors import ConfigError, UsageError
+from autoencoder.runtime.settings import groups, settings, words
+
+
+class CommandLine:
+    """What was given: settings as they stand there, unchecked but for their keys, and which file each is from.
+
+    `--KEY VALUE` and `--KEY=VALUE` override what files say; a later one overrides an earlier one. A
+    switch (bool) needs no value. Keys are given whole: an abbreviation would change its meaning with
+    the next setting that is added.
+    """
+
+    def __init__(self, argv: list[str], config_class: type, *, stage: str, positional: str | None) -> None:
+        """Raises `UsageError` for keys that do not exist, values that are missing and files that cannot be read."""
+        self.types = settings(config_class)
+        self.groups = groups(config_class)
+        self.given: dict[str, Any] = {}
+        self.files: dict[str, Path] = {}
+        self.print_config = False
+        self.help = "-h" in argv or "--help" in argv
+        if not self.help:
+            self._read(list(argv), stage, positional)
+
+    def located(self, error: ConfigError) -> ConfigError:
+        """The same error, with the file that its value came from."""
+        if error.key not in self.files:
+            return error
+        return ConfigError(error.key, error.given, f"{error.remedy} (in {self.files[error.key]})")
+
+    def _read(self, rest: list[str], stage: str, positional: str | None) -> None:
+        overrides: dict[str, Any] = {}
+        bare: list[str] = []
+        while rest:
+            token = rest.pop(0)
+            key, equals, value = token.removeprefix("--").partition("=")
+            if not token.startswith("-"):
+                bare.append(token)
+            elif token == "--print_config":
+                self.print_config = True
+            elif key == "config":
+                name = value if equals else _value(key, rest, "the path of a YAML file or a shipped configuration's name")
+                path = find_config(name, stage)
+                self._merge(read_config(path), path, "")
+            else:
+                self._check_key(key, "")
+                overrides[key] = value if equals else self._setting_value(key, rest)
+        if bare and positional is None:
+            raise UsageError(f"{bare[0]}: an argument that belongs to no setting; give settings as --KEY VALUE")
+        if bare and positional is not None:
+            overrides[positional] = bare
+        self.given |= overrides
+        self.files = {key: path for key, path in self.files.items() if key not in overrides}
+
+    def _setting_value(self, key: str, rest: list[str]) -> Any:
+        if self.types[key] is bool and not (rest and rest[0].lower() in ("true", "false", "yes", "no")):
+            return True
+        return _value(key, rest, words(self.types[key]))
+
+    def _merge(self, content: dict[str, Any], file: Path, prefix: str) -> None:
+        for name, value in content.items():
+            key = f"{prefix}{name}"
+            if key in self.groups and isinstance(value, dict):
+                self._merge(value, file, f"{key}.")
+                continue
+            self._check_key(key, f" (in {file})")
+            if self.files.get(key) is file:
+                raise UsageError(f"{file}: `{key}` is given twice")
+            self.given[key], self.files[key] = value, file
+
+    def _check_key(self, key: str, where: str) -> None:
+        if key in self.groups:
+            inside = [name for name in self.types if name.startswith(f"{key}.")]
+            raise UsageError(f"{key}: a group of settings; give them one by one ({', '.join(inside[:3])}, ...), or leave it out{where}")
+        if key not in self.types:
+            near = closest(key, [*self.types, "config", "print_config"])
+            remedy = f"closest: {', '.join(near)}" if near else "--help lists all"
+            raise UsageError(f"{key}: no such setting; {remedy}{where}")
+
+
+def _value(key: str, rest: list[str], wanted: str) -> str:
+    """The next argument, unless it is an option."""
+    if not rest or rest[0].startswith("--"):
+        raise UsageError(f"{key}: no value given; give {wanted}")
+    return rest.pop(0)

@@ -1,0 +1,56 @@
+"""Commands in processes of their own, forked from one server that has imported everything once."""
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["autoencoder.training", "tests.children"])
+
+SMALL = [
+    "--model.preset=tiny", "--model.block_out_channels=[8, 8]", "--model.norm_groups=4", "--data.resolution=16", "--data.workers=0",
+    "--train.batch_size=8", "--train.images=160", "--train.ema_halflife_images=40", "--train.precision=fp32", "--log.every_images=8",
+    "--log.validate_every_images=80", "--log.trackers=[]", "--checkpoint.every_images=40", "--checkpoint.keep=9",
+]  # fmt: skip
+"""A run of 20 steps that takes a second."""
+
+
+def start(target: Callable[..., None], *arguments: Any) -> Any:
+    """A child process that runs `target`; join it and read its `exitcode`."""
+    process = _context.Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
+def train(argv: list[str], kill_at: int | None = None, output: Path | None = None) -> None:
+    """Run `train_autoencoder`; with `kill_at`, by SIGKILL in the middle of that microbatch, counted from this start."""
+    import torch
+
+    from autoencoder import train
+    from autoencoder.task import AutoencoderTask
+
+    torch.set_num_threads(1)
+    if output is not None:
+        sys.stderr = output.open("w")
+    losses, seen = AutoencoderTask.losses, [0]
+
+    def counted(*arguments: Any) -> Any:
+        if seen[0] == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        seen[0] += 1
+        return losses(*arguments)
+
+    AutoencoderTask.losses = counted  # type: ignore[method-assign]
+    sys.exit(train.main(argv))
+
+
+def run(argv: list[str], kill_at: int | None = None, output: Path | None = None) -> int:
+    """`train` to its end; its exit code, negative for a signal."""
+    process = start(train, argv, kill_at, output)
+    process.join(120)
+    assert process.exitcode is not None, "the child hangs"
+    return int(process.exitcode)

@@ -1,0 +1,44 @@
+"""A run under SGD that saves the gradient of every step: `python -m tests.gradients PROCESSES OUT ARGV...`."""
+
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+
+def main(processes: int, out: Path, argv: list[str]) -> int:
+    """Train with plain SGD; the main process writes `gradients.safetensors` and the end's weights and average."""
+    import autoencoder.runtime.loop as loop
+    from autoencoder import train, training
+    from autoencoder.runtime.optim import Optimizers
+
+    torch.set_num_threads(1)
+    saved: dict[str, torch.Tensor] = {}
+
+    def sgd(module: nn.Module, *arguments: object, **options: object) -> Optimizers:
+        names = {p: n for n, p in module.named_parameters()}
+        return Optimizers({"sgd": torch.optim.SGD(names, lr=1e-5, fused=True)}, names)
+
+    def note(step: int, module: nn.Module) -> None:
+        for name, parameter in module.named_parameters():
+            saved[f"{step}/{name}"] = parameter.grad.clone()
+
+    loop.build_optimizers = sgd  # type: ignore[assignment]
+    trained = training.train
+
+    def recorded(config: object, run: object) -> int:
+        accelerator = training.build_accelerator(config)  # type: ignore[arg-type]
+        assert accelerator.num_processes == processes, f"{accelerator.num_processes} processes, not {processes}"
+        code = trained(config, run, trainer_options={"on_gradients": note})  # type: ignore[arg-type]
+        if accelerator.is_main_process:
+            save_file(saved, out / "gradients.safetensors")
+        return code
+
+    training.train = recorded  # type: ignore[assignment]
+    return train.main(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]))

@@ -1,0 +1,89 @@
+"""Two processes are one: gradients, controllers, average and validation do not depend on the split."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.children import SMALL
+
+# Three steps of eight images and a last one of five: the split of the last is uneven.
+ARGV = [*SMALL, "--train.images=29", "--train.microbatch=2", "--log.validate_every_images=16", "--optimizer.clip_norm=null"]
+ROOT = Path(__file__).parents[1]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+
+
+def launch(command: list[str], out: Path, processes: int, argv: list[str] = ARGV) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    out.mkdir()
+    arguments = ["-m", "tests.gradients", str(processes), str(out), *argv, "--out", str(out / "run")]
+    return subprocess.run([*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("one") / "out"
+    done = launch([sys.executable], out, 1)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("two") / "out"
+    done = launch(TORCHRUN, out, 2)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_gradients_of_every_step_are_equal(one: Path, two: Path) -> None:
+    single, double = (load_file(out / "gradients.safetensors") for out in (one, two))
+    assert single.keys() == double.keys()
+    steps = {key.split("/")[0] for key in single}
+    assert steps == {"0", "1", "2", "3"}
+    for step in steps:
+        keys = [key for key in single if key.startswith(f"{step}/")]
+        difference = torch.cat([(single[k] - double[k]).flatten() for k in keys]).norm()
+        assert difference <= 1e-5 * torch.cat([single[k].flatten() for k in keys]).norm()
+
+
+def test_weights_average_and_controllers_are_equal(one: Path, two: Path) -> None:
+    for name in ("model", "ema", "controllers"):
+        single, double = (load_file(out / "run" / "checkpoints" / "step-00000004" / f"{name}.safetensors") for out in (one, two))
+        assert single.keys() == double.keys()
+        for key, value in single.items():
+            torch.testing.assert_close(value, double[key], atol=1e-6, rtol=1e-6, msg=lambda m, key=key: f"{key}: {m}")
+
+
+def test_logged_and_validated_scalars_are_equal(one: Path, two: Path) -> None:
+    single, double = ([json.loads(line) for line in (out / "run" / "metrics.jsonl").read_text().splitlines()] for out in (one, two))
+    assert len(single) == len(double)
+    for first, second in zip(single, double, strict=True):
+        assert first.keys() == second.keys()
+        for key in first.keys() - {"images_per_second", "phase"}:
+            assert first[key] == pytest.approx(second[key], rel=1e-4, abs=1e-6), key
+
+
+@pytest.mark.slow
+def test_accelerates_launcher_starts_two(tmp_path: Path) -> None:
+    done = launch(ACCELERATE, tmp_path / "out", 2, [*SMALL, "--train.images=8"])
+    assert done.returncode == 0, done.stderr
+
+
+def test_processes_that_would_train_alone_are_refused(tmp_path: Path) -> None:
+    environment = {**os.environ, "WORLD_SIZE": "2", "RANK": "0"}
+    for name in ("ACCELERATE_USE_CPU", "LOCAL_RANK", "MASTER_ADDR"):
+        environment.pop(name, None)
+    code = "import sys; from autoencoder.train import main; sys.exit(main(sys.argv[1:]))"
+    argv = [*SMALL, "--out", str(tmp_path / "run")]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *argv], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert "torchrun" in done.stderr
