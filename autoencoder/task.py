@@ -15,7 +15,7 @@ from autoencoder.data.loader import Batch, TrainLoader, ValidationSet
 from autoencoder.data.pixels import to_images, to_pixels
 from autoencoder.data.sources import Source
 from autoencoder.kl_control import kl_weight
-from autoencoder.likelihood import Likelihood
+from autoencoder.likelihood import LIKELIHOODS, Likelihood
 from autoencoder.model import Autoencoder, decode, downsampling, encode
 from autoencoder.objective import Objective, Terms, effective_beta
 from autoencoder.perceptual import build_perceptual
@@ -23,7 +23,7 @@ from autoencoder.posterior import DiagonalGaussian
 from autoencoder.report.pictures import grid
 from autoencoder.runtime.checkpoint import HasTensors
 from autoencoder.runtime.config import count
-from autoencoder.runtime.errors import TrainingError, UsageError
+from autoencoder.runtime.errors import ConfigError, TrainingError, UsageError
 from autoencoder.scale import AnalyticScale
 
 # The first and last layers: their rows or columns are pixels and latents, not features.
@@ -77,6 +77,7 @@ class AutoencoderTask:
         for step, batches in steps:
             for batch in batches:
                 self._note_bad(batch.bad)
+                self._check_depth(batch)
             yield step, batches
 
     def _note_bad(self, bad: list[tuple[str, str]]) -> None:
@@ -92,6 +93,12 @@ class AutoencoderTask:
                 f"{len(self.bad)} images could not be read, more than data.max_bad={self.config.data.max_bad} (listed in bad_images.jsonl; "
                 f"the last: {name}: {reason}). Mend or remove them, or raise data.max_bad"
             )
+
+    def _check_depth(self, batch: Batch) -> None:
+        """A distribution over levels is one only over the levels that the files have."""
+        likelihood, found = self.config.objective.likelihood, 65536 if batch.pixels.dtype == torch.uint16 else 256
+        if LIKELIHOODS[likelihood.name].discrete and likelihood.levels != found:
+            raise ConfigError("objective.likelihood.levels", likelihood.levels, f"these images have {found} levels; give {found}")
 
     def likelihood(self, module: Autoencoder) -> Likelihood:
         """p(x|z) at the scale as it stands: learned by `module`, or the controller's."""

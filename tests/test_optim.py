@@ -120,7 +120,7 @@ def test_schedules_warm_up_and_fall_to_their_end() -> None:
 
 
 def test_counts_of_images_have_units() -> None:
-    assert [count(v, "images") for v in (7, "20k", "1.5M", " 300 ")] == [7, 20_000, 1_500_000, 300]
+    assert [count(v, "images") for v in (7, "20k", "1.5M", " 300 ", "1e6", "2.5E3")] == [7, 20_000, 1_500_000, 300, 1_000_000, 2500]
     with pytest.raises(ConfigError, match="20q"):
         count("20q", "images")
 

@@ -36,8 +36,9 @@ class Config:
 
 
 def start(path: Path, config: Any, resume: Literal["auto", "never"] = "auto") -> RunFolder:
-    """Open and let go again, as a run that ends does."""
+    """Open, log a line and let go again, as a run that ends does."""
     run = RunFolder.open(path, config, resume=resume)
+    (run.path / "metrics.jsonl").touch()
     run.close()
     return run
 
@@ -93,6 +94,14 @@ def test_any_other_change_is_refused_with_old_and_new_value(tmp_path: Path) -> N
     assert "log.grid_images" not in message
     assert (tmp_path / "config.yaml").read_text() == before
     start(tmp_path, Config())
+
+
+def test_a_start_that_failed_before_its_first_line_may_be_mended(tmp_path: Path) -> None:
+    RunFolder.open(tmp_path, Config(), resume="auto").close()
+    run = start(tmp_path, Config(data=Data(resolution=64)))
+    assert run.notes == []
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["data"]["resolution"] == 64
+    assert "data.resolution: 64 -> 32" in refusal(tmp_path, Config())
 
 
 def test_a_shorter_run_is_refused(tmp_path: Path) -> None:

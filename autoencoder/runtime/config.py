@@ -11,10 +11,10 @@ from autoencoder.runtime.errors import ConfigError, require
 
 
 def count(value: int | str, key: str) -> int:
-    """`1500`, `"20k"` or `"1.5M"` images as an integer."""
+    """`1500`, `"20k"`, `"1.5M"` or `"1e6"` images as an integer."""
     if isinstance(value, int):
         return value
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmM]?)\s*", value)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?(?:[eE]\+?\d+)?)\s*([kKmM]?)\s*", value)
     if match is None:
         raise ConfigError(key, value, "give a number of images such as 50000, 50k or 1.5M")
     return round(float(match[1]) * {"": 1, "k": 10**3, "m": 10**6}[match[2].lower()])

@@ -19,7 +19,7 @@ START = ("out", "resume", "preflight")
 LENGTH = "train.images"
 """May grow: the run is extended."""
 
-CONFIG, LOCK, FINISHED = "config.yaml", ".lock", "finished.json"
+CONFIG, LOCK, FINISHED, METRICS = "config.yaml", ".lock", "finished.json", "metrics.jsonl"
 
 
 class RunFolder:
@@ -80,7 +80,9 @@ class RunFolder:
     def _agree(self, new: dict[str, Any], defaults: dict[str, Any]) -> None:
         """Compare with the folder's configuration, refuse or note what changed, and leave the new one there."""
         file = self.path / CONFIG
-        if file.is_file():
+        # A start that failed before its first log line has nothing to protect: its settings may be mended.
+        begun = (self.path / METRICS).is_file() or self.newest_checkpoint() is not None
+        if file.is_file() and begun:
             old = {**defaults, **dotted(read_config(file))}
             refused = []
             for key, before, now in _changes(old, dotted(new)):
