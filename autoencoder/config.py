@@ -52,6 +52,8 @@ class DataConfig:
     """Range of a random factor (log-uniform) on the image's size before a random crop; below 1 shows more of it, smaller."""
     flip: bool = True
     """Mirror half of the training crops."""
+    shuffle_channels: bool = False
+    """Put the colour channels of each training crop into a random order: colours that few photos lack (the demo has six)."""
     filter: Literal["lanczos", "bicubic", "bilinear", "box"] = "lanczos"
     """Resampling filter of every resize (always antialiased)."""
     workers: int | None = None

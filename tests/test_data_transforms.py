@@ -43,6 +43,16 @@ def test_half_of_the_crops_are_mirrored() -> None:
     assert not any(train_crop(image, DataConfig(resolution=8, flip=False), generator(1, "crop", i))[0, 0, 1] for i in range(50))
 
 
+def test_shuffled_channels_are_the_same_crop_in_each_of_the_six_orders() -> None:
+    image, orders = coordinates(12, 12), set()
+    for position in range(60):
+        plain = train_crop(image, DataConfig(resolution=8), generator(0, "crop", position))
+        shuffled = train_crop(image, DataConfig(resolution=8, shuffle_channels=True), generator(0, "crop", position))
+        order = tuple(next(c for c in range(3) if np.array_equal(shuffled[:, :, k], plain[:, :, c])) for k in range(3))
+        orders.add(order)
+    assert len(orders) == 6
+
+
 def test_flips_and_places_do_not_move_with_other_options() -> None:
     image = coordinates(20, 20)
     for position in range(20):

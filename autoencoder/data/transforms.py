@@ -21,12 +21,13 @@ _REACH = {"lanczos": 3.0, "bicubic": 2.0, "bilinear": 1.0, "box": 0.5}
 
 
 def train_crop(pixels: np.ndarray, config: DataConfig, rng: np.random.Generator) -> np.ndarray:
-    """A training crop (R, R, C) by four uniform draws of `rng`: zoom, row, column, flip.
+    """A training crop (R, R, C) by four uniform draws of `rng`: zoom, row, column, flip; then one of a channel order.
 
     The image is scaled (`resize`, then the zoom where crops are random), enlarged where it is smaller than the crop,
-    cut and perhaps mirrored.
+    cut and perhaps mirrored, and its channels perhaps put into another order.
     """
     zoom, row, column, mirror = rng.random(4)
+    order = rng.permutation(pixels.shape[2]) if config.shuffle_channels else slice(None)
     if config.crop == "random":
         low, high = config.zoom
         height, width = _scaled(pixels, config, low * (high / low) ** zoom)
@@ -36,7 +37,8 @@ def train_crop(pixels: np.ndarray, config: DataConfig, rng: np.random.Generator)
         height, width = _scaled(pixels, config)
         top, left = (height - config.resolution) // 2, (width - config.resolution) // 2
     crop = _cut(pixels, (height, width), top, left, config)
-    return crop[:, ::-1] if config.flip and mirror < 0.5 else crop
+    crop = crop[:, ::-1] if config.flip and mirror < 0.5 else crop
+    return crop[:, :, order]
 
 
 def validation_crop(pixels: np.ndarray, config: DataConfig, k: int) -> np.ndarray:
