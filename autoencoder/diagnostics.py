@@ -64,9 +64,9 @@ class LatentStatistics:
             )
         ]
 
-    def sample_std(self) -> float:
-        """Standard deviation of posterior samples over images, channels and sites (law of total variance)."""
+    def sample_mean_and_std(self) -> tuple[float, float]:
+        """Mean and standard deviation of posterior samples over images, channels and sites (law of total variance)."""
         s = self.sums
         count = s["sites"] * len(s["mean"])
         mean = s["mean"].sum() / count
-        return float((s["square"].sum() / count - mean.square() + s["variance"].sum() / count).sqrt())
+        return float(mean), float((s["square"].sum() / count - mean.square() + s["variance"].sum() / count).sqrt())

@@ -10,6 +10,7 @@ from autoencoder.lpips_weights import lpips_weights_path
 from autoencoder.model_path import check_model
 from autoencoder.runtime import cli
 from autoencoder.runtime.errors import require
+from autoencoder.runtime.files import replace_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +110,7 @@ def _evaluate(argv: list[str] | None) -> int:
     if report["provenance"]["likelihood"] is None:
         print("no likelihood beside this model and none given (likelihood.name, likelihood.scale): NLL and ELBO left out")
     if config.out is not None:
-        Path(config.out).write_text(json.dumps(report, indent=1))
+        replace_text(Path(config.out), json.dumps(report, indent=1))
         print(f"written to {config.out}")
     return 0
 

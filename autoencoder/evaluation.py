@@ -122,4 +122,4 @@ def _gather(values: dict[str, Tensor], photos: Tensor, ids: list[str], statistic
         statistics = LatentStatistics()
         for part in parts:
             statistics.merge(part[3])
-    return Evaluation(values, photos, ids, statistics.channels(), statistics.sample_std())
+    return Evaluation(values, photos, ids, statistics.channels(), statistics.sample_mean_and_std()[1])

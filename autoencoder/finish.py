@@ -10,6 +10,7 @@ from autoencoder import artifact
 from autoencoder.config import TrainAutoencoderConfig
 from autoencoder.data.loader import TrainLoader
 from autoencoder.data.pixels import to_images
+from autoencoder.data.sources import BadImage
 from autoencoder.diagnostics import LatentStatistics
 from autoencoder.evaluation import evaluate
 from autoencoder.likelihood import Likelihood
@@ -17,6 +18,7 @@ from autoencoder.model import Autoencoder, decode, encode, load
 from autoencoder.provenance import provenance
 from autoencoder.reconstruction import save_reconstruction
 from autoencoder.report.page import write_report
+from autoencoder.runtime.files import replace_text
 from autoencoder.task import AutoencoderTask
 
 CALIBRATION_IMAGES = 2048
@@ -26,8 +28,8 @@ PHOTOS = 3
 
 
 @torch.no_grad()
-def calibrate(task: AutoencoderTask, module: Autoencoder) -> tuple[Likelihood, float]:
-    """The likelihood at its scale for `module`, and the standard deviation of its latents, on training crops."""
+def calibrate(task: AutoencoderTask, module: Autoencoder) -> tuple[Likelihood, float, float]:
+    """The likelihood at its scale for `module`, and the mean and standard deviation of its latents, on training crops."""
     config = task.config
     images = min(CALIBRATION_IMAGES, task.total_images)
     share = config.train.microbatch or config.train.batch_size
@@ -48,7 +50,7 @@ def calibrate(task: AutoencoderTask, module: Autoencoder) -> tuple[Likelihood, f
             moments.append(likelihood.moment(pixels - decode(module.vae, posterior.sample(batch.noise))).double().cpu())
     if config.objective.likelihood.scale == "analytic":
         likelihood = task.objective.likelihood(float(likelihood.scale_from_moment(torch.cat(moments).mean())))
-    return likelihood, statistics.sample_std()
+    return likelihood, *statistics.sample_mean_and_std()
 
 
 def finish(task: AutoencoderTask, module: Autoencoder, config: TrainAutoencoderConfig) -> None:
@@ -57,10 +59,11 @@ def finish(task: AutoencoderTask, module: Autoencoder, config: TrainAutoencoderC
     main = task.accelerator.is_main_process
     recipe = artifact.preprocessing(config.data, config.objective.likelihood.levels)
     if main:
-        likelihood, latent_std = calibrate(task, module)
+        likelihood, latent_mean, latent_std = calibrate(task, module)
         vae = module.vae
-        if config.model.pretrained is None:
-            vae.register_to_config(scaling_factor=1 / latent_std)
+        # Networks without a shift (all but FLUX's kind) keep none: most pipelines apply the factor alone.
+        shift = {} if vae.config["shift_factor"] is None else {"shift_factor": latent_mean}
+        vae.register_to_config(scaling_factor=1 / latent_std, **shift)
         beside = folder / ".vae.partial"
         shutil.rmtree(beside, ignore_errors=True)
         artifact.save_autoencoder(vae, beside, preprocessing=recipe, likelihood=likelihood)
@@ -73,8 +76,12 @@ def finish(task: AutoencoderTask, module: Autoencoder, config: TrainAutoencoderC
     if not main:
         return
     told = provenance(vae, recipe=recipe, data=task.validation_source, config=config.data, seed=config.train.seed)
-    (folder / "evaluation.json").write_text(json.dumps({**measured.report(), "provenance": told}, indent=1))
+    replace_text(folder / "evaluation.json", json.dumps({**measured.report(), "provenance": told}, indent=1))
     for index in range(min(PHOTOS, len(task.validation_source))):
-        record = task.validation_source.read(index)
-        save_reconstruction(vae, record.pixels, folder / "images" / f"photo-{Path(record.id).stem}.png", device=task.accelerator.device)
+        try:
+            record = task.validation_source.read(index)
+        except BadImage:
+            continue
+        name = Path(record.id).with_suffix("").as_posix().replace("/", "-")
+        save_reconstruction(vae, record.pixels, folder / "images" / f"photo-{name}.png", device=task.accelerator.device)
     write_report([folder], folder / "report.html")

@@ -1,6 +1,5 @@
 """The report: one self-contained HTML page from one or several runs."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ from autoencoder.report.embed import Picture, embed
 from autoencoder.report.quantities import HEADLINES, quantity
 from autoencoder.report.runs import Run, flatten, read_runs
 from autoencoder.runtime.errors import UsageError
+from autoencoder.runtime.files import replace_text
 
 IMAGE_BYTES = 1_300_000
 """Bytes of pictures in a page, before base64 adds a third."""
@@ -55,10 +55,8 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
     Raises `UsageError` where a folder is no run, a file in it cannot be read, or `out` cannot be written.
     """
     page = render(read_runs(folders))
-    beside = out.with_name(f".{out.name}.partial")
     try:
-        beside.write_text(page, encoding="utf-8")
-        os.replace(beside, out)
+        replace_text(out, page)
     except OSError as error:
         raise UsageError(f"out: {out} cannot be written ({error.strerror}); give a file in a folder that takes it") from None
 

@@ -224,6 +224,7 @@ class Trainer(Generic[M]):
     def _validate(self) -> None:
         self.console.say(f"validating at {self.progress.images:,} images")
         self._write("validation", self.task.validate(self.averaged, self.progress.step), [])
+        self.module.train()
 
     def _write(self, phase: str, scalars: dict[str, float], nonfinite: list[str]) -> None:
         line = {"step": self.progress.step, "images": self.progress.images, "phase": phase, **scalars}

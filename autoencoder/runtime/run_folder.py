@@ -11,6 +11,7 @@ from typing import Any, Literal
 from autoencoder.runtime.config import count
 from autoencoder.runtime.config_file import dotted, plain, read_config, to_yaml
 from autoencoder.runtime.errors import ConfigError, UsageError
+from autoencoder.runtime.files import replace_text
 
 FREE = ("log", "checkpoint", "data.workers", "train.max_hours")
 """Settings and groups that may change between two starts of one run: they do not move its weights."""
@@ -43,7 +44,7 @@ class RunFolder:
         another process holds, that cannot be written, or that is something else than a run.
         """
         path = Path(path)
-        used = _make(path) - {LOCK, f"{CONFIG}.partial"}
+        used = _make(path) - {LOCK, f".{CONFIG}.partial"}
         if used and not (path / CONFIG).is_file():
             raise ConfigError("out", str(path), f"a folder with other files and no {CONFIG}, so no run; give a folder that is new or empty")
         if used and resume == "never":
@@ -69,7 +70,7 @@ class RunFolder:
 
     def finish(self, record: dict[str, int]) -> None:
         """Write down that the run has ended after `record["images"]` images."""
-        _write(self.path / FINISHED, json.dumps(record))
+        replace_text(self.path / FINISHED, json.dumps(record))
 
     def close(self) -> None:
         """Let other processes have the folder."""
@@ -99,7 +100,7 @@ class RunFolder:
                     f"{self.path} holds a run with another configuration:\n  {listed}\ngive another --out, or the old values "
                     f"(all of them: {file}); what may change: {LENGTH} (longer), {', '.join(FREE)}"
                 )
-        _write(file, to_yaml(new))
+        replace_text(file, to_yaml(new))
 
 
 def _within(key: str, names: tuple[str, ...]) -> bool:
@@ -172,9 +173,3 @@ def _hold(path: Path, notes: list[str]) -> int:
     os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
     _held.append(lock)
     return lock
-
-
-def _write(file: Path, text: str) -> None:
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
