@@ -117,14 +117,21 @@ def _evaluate(argv: list[str] | None) -> int:
 
 def table(report: dict[str, Any]) -> str:
     """The figures of an evaluation as text: mean, interval, unit; then image by image where they are few."""
-    lines = [f"{'':24}{'mean':>12}{'95% interval':>26}"]
+    lines = [f"{'':22}{'mean':>12}{'spread':>12}{'95% interval':>26}"]
     for name, m in report["metrics"].items():
-        lines.append(f"{name:24}{m['mean']:12.4f}{m['low']:13.4f}{m['high']:13.4f}  {m['unit']}")
+        mean, spread, low, high = (_number(m[k]) for k in ("mean", "spread", "low", "high"))
+        lines.append(f"{name:22}{mean:>12}{spread:>12}{low:>13}{high:>13}  {m['unit']}")
     photos = report["photos"]
     lines.append(
-        f"{sum(p['crops'] for p in photos)} crops of {len(photos)} images; "
+        f"{sum(p['crops'] for p in photos)} crops of {len(photos)} images, spread and interval over images; "
         f"{report['active_channels']} of {len(report['channels'])} latent channels active"
     )
     if len(photos) <= 16:
-        lines += [f"  {p['id']:40} psnr {p['psnr_db']:6.2f} dB  kl {p['kl_nats']:8.1f} nats  ssim {p['ssim']:.3f}" for p in photos]
+        lines += [
+            f"  {p['id']:40} psnr {_number(p['psnr_db'])} dB  kl {_number(p['kl_nats'])} nats  ssim {_number(p['ssim'])}" for p in photos
+        ]
     return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

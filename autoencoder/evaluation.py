@@ -1,5 +1,6 @@
 """Measuring an autoencoder: per-image rate, distortion and quality over a fixed set of crops."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -45,16 +46,20 @@ class Evaluation:
         return {name: value.mean().item() for name, value in self.values.items()}
 
     def report(self, *, seed: int = 0) -> dict[str, Any]:
-        """Means with 95% bootstrap intervals over images, per-image means and per-channel rates, ready for JSON."""
+        """Means with 95% bootstrap intervals and standard deviations over images, per-image means and per-channel rates, for JSON."""
+        _, member, crops = self.photos.unique(return_inverse=True, return_counts=True)
+        sums = {k: v.new_zeros(len(crops)).index_add_(0, member, v) for k, v in self.values.items()}
+        of_images = {k: v / crops for k, v in sums.items()}
+        names = dict(zip(member.tolist(), (name.split("#")[0] for name in self.ids), strict=True))
         metrics = {}
         for name, value in self.values.items():
             low, high = bootstrap_interval(value, groups=self.photos, seed=seed)
-            metrics[name] = {"mean": value.mean().item(), "low": low, "high": high, "unit": UNITS[name]}
-        photos = []
-        for photo in self.photos.unique().tolist():
-            chosen = self.photos == photo
-            name = next(i for i, c in zip(self.ids, chosen.tolist(), strict=True) if c).split("#")[0]
-            photos.append({"id": name, "crops": int(chosen.sum()), **{k: v[chosen].mean().item() for k, v in self.values.items()}})
+            spread = of_images[name].std().item() if len(crops) > 1 else math.nan
+            figures = {"mean": value.mean().item(), "low": low, "high": high, "spread": spread}
+            metrics[name] = {**_finite(figures), "unit": UNITS[name]}
+        photos = [
+            {"id": names[i], "crops": int(crops[i]), **_finite({k: v[i].item() for k, v in of_images.items()})} for i in range(len(crops))
+        ]
         return {
             "metrics": metrics,
             "photos": photos,
@@ -62,6 +67,11 @@ class Evaluation:
             "active_channels": sum(c.active for c in self.channels),
             "latent_std": self.latent_std,
         }
+
+
+def _finite(figures: dict[str, float]) -> dict[str, float | None]:
+    """Null for what JSON has no number for: the PSNR of an exact copy, the interval and spread of a single image."""
+    return {name: value if math.isfinite(value) else None for name, value in figures.items()}
 
 
 @torch.no_grad()

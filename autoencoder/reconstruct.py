@@ -60,7 +60,7 @@ def _reconstruct(argv: list[str] | None) -> int:
     channels = int(vae.config["in_channels"])
     root = given if given.is_dir() else given.parent
     written = 0
-    for path in tqdm(paths, unit="img", disable=len(paths) == 1):
+    for path in tqdm(paths, unit="img", disable=None if len(paths) > 1 else True):
         try:
             pixels = decode_image(path, channels)
         except Exception as error:  # a broken file raises whatever its decoder raises

@@ -183,9 +183,12 @@ def test_evaluate_takes_an_autoencoder_that_is_not_ours(tmp_path: Path, capsys: 
     metrics = json.loads(out.read_text())["metrics"]
     assert {"kl_nats", "psnr_db", "ssim", "lpips"} <= metrics.keys()
     assert "nll_nats" not in metrics
-    argv = [*argv[:6], "--likelihood.name", "laplace", "--likelihood.scale", "0.2", "--out", str(out)]
+    assert metrics["psnr_db"]["spread"] > 0
+    argv = [*argv[:6], "--data.images", "1", "--likelihood.name", "laplace", "--likelihood.scale", "0.2", "--out", str(out)]
     assert evaluate.main(argv) == 0
-    assert "nll_nats" in json.loads(out.read_text())["metrics"]
+    alone = json.loads(out.read_text(), parse_constant=pytest.fail)["metrics"]["nll_nats"]
+    assert alone["mean"] is not None
+    assert (alone["spread"], alone["low"]) == (None, None)
 
 
 def test_reconstruct_takes_images_of_any_size(trained: Path, tmp_path: Path) -> None:

@@ -91,9 +91,10 @@ def headlines(run: Run) -> list[Figure]:
     shown = []
     for key in HEADLINES:
         known = quantity(key)
-        if key in final:
-            metric = final[key]
-            detail = f"95%: {known.show(metric['low'])} to {known.show(metric['high'])}" if "low" in metric else "final evaluation"
+        metric = final.get(key, {})
+        if metric.get("mean") is not None:
+            bounded = metric.get("low") is not None and metric.get("high") is not None
+            detail = f"95%: {known.show(metric['low'])} to {known.show(metric['high'])}" if bounded else "final evaluation"
             shown.append(Figure(known.label, known.show(metric["mean"]), known.unit, detail))
         elif not final and key in last:
             shown.append(Figure(known.label, known.show(last[key]), known.unit, f"validation at {quantities.images_seen(last['images'])}"))
