@@ -109,4 +109,5 @@ def _open_training_checkpoint(folder: Path) -> tuple[AutoencoderKL, Likelihood, 
     log_scale = load_file(weights).get("log_scale")
     scale = load_file(folder / "controllers.safetensors")["scale"] if log_scale is None else log_scale.exp()
     chosen = config.objective.likelihood
-    return vae, build_likelihood(chosen.name, float(scale), chosen.levels), preprocessing(config.data, chosen.levels)
+    state = json.loads((folder / STATE).read_text())
+    return vae, build_likelihood(chosen.name, float(scale), chosen.levels), preprocessing(config.data, state["task"]["levels"])

@@ -107,6 +107,8 @@ def _evaluate(argv: list[str] | None) -> int:
 
     report = measure(config)
     print(table(report))
+    if report["bad_images"]:
+        print(f"{len(report['bad_images'])} images could not be read and were left out (listed in the JSON)")
     if report["provenance"]["likelihood"] is None:
         print("no likelihood beside this model and none given (likelihood.name, likelihood.scale): NLL and ELBO left out")
     if config.out is not None:

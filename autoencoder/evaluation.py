@@ -15,6 +15,7 @@ from autoencoder.elbo import bits_per_dim
 from autoencoder.likelihood import Likelihood
 from autoencoder.metrics import bootstrap_interval, psnr, ssim
 from autoencoder.model import AutoencoderKL, decode, encode
+from autoencoder.runtime.errors import UsageError
 
 UNITS = {
     "nll_nats": "nats per image",
@@ -40,6 +41,8 @@ class Evaluation:
     ids: list[str]
     channels: list[Channel]
     latent_std: float
+    bad: dict[str, str]
+    """Images that could not be read, with the reason."""
 
     def means(self) -> dict[str, float]:
         """Mean of every value over the crops."""
@@ -66,6 +69,7 @@ class Evaluation:
             "channels": [asdict(c) for c in self.channels],
             "active_channels": sum(c.active for c in self.channels),
             "latent_std": self.latent_std,
+            "bad_images": self.bad,
         }
 
 
@@ -91,8 +95,10 @@ def evaluate(
     rows: dict[str, list[Tensor]] = {}
     photos: list[Tensor] = []
     ids: list[str] = []
+    bad: dict[str, str] = {}
     statistics = LatentStatistics()
     for batch in batches:
+        bad |= dict(batch.bad)
         real = batch.weight > 0
         batch = batch.to(device)
         images = to_images(batch.pixels)
@@ -119,17 +125,20 @@ def evaluate(
             rows.setdefault(name, []).append(value.double().cpu()[real])
         photos.append(batch.photo.cpu()[real])
         ids += [i for i, r in zip(batch.ids, real.tolist(), strict=True) if r]
-    return _gather({k: torch.cat(v) for k, v in rows.items()}, torch.cat(photos), ids, statistics)
+    return _gather({k: torch.cat(v) for k, v in rows.items()}, torch.cat(photos), ids, statistics, bad)
 
 
-def _gather(values: dict[str, Tensor], photos: Tensor, ids: list[str], statistics: LatentStatistics) -> Evaluation:
+def _gather(values: dict[str, Tensor], photos: Tensor, ids: list[str], statistics: LatentStatistics, bad: dict[str, str]) -> Evaluation:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         parts: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(parts, (values, photos, ids, statistics.sums))
+        torch.distributed.all_gather_object(parts, (values, photos, ids, statistics.sums, bad))
         values = {k: torch.cat([p[0][k] for p in parts]) for k in values}
         photos = torch.cat([p[1] for p in parts])
         ids = [i for p in parts for i in p[2]]
+        bad = {name: reason for p in parts for name, reason in p[4].items()}
         statistics = LatentStatistics()
         for part in parts:
             statistics.merge(part[3])
-    return Evaluation(values, photos, ids, statistics.channels(), statistics.sample_mean_and_std()[1])
+    if not ids:
+        raise UsageError(f"none of the images to measure on can be read: {'; '.join(f'{k}: {v}' for k, v in list(bad.items())[:3])}")
+    return Evaluation(values, photos, ids, statistics.channels(), statistics.sample_mean_and_std()[1], bad)

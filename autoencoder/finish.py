@@ -57,7 +57,7 @@ def finish(task: AutoencoderTask, module: Autoencoder, config: TrainAutoencoderC
     """Write `vae/`, `evaluation.json`, pictures and `report.html`; every process calls it."""
     folder = Path(config.out)
     main = task.accelerator.is_main_process
-    recipe = artifact.preprocessing(config.data, config.objective.likelihood.levels)
+    recipe = artifact.preprocessing(config.data, task.levels)
     if main:
         likelihood, latent_mean, latent_std = calibrate(task, module)
         vae = module.vae

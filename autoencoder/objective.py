@@ -7,6 +7,7 @@ an image's values, C * H * W. The ELBO is reported at beta = 1 whatever is optim
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from autoencoder.config import ObjectiveConfig
@@ -34,13 +35,20 @@ class Objective:
 
     def __call__(self, images: Tensor, posterior: DiagonalGaussian, reconstruction: Tensor, *, scale: Tensor, kl_weight: float) -> Terms:
         """Loss and terms for images and reconstruction (B, C, H, W) in [-1, 1]."""
+        # Its backbone may run in half precision; nothing else does.
+        distance = images.new_zeros(len(images)) if self.perceptual is None else self.perceptual(images, reconstruction)
+        with torch.autocast(images.device.type, enabled=False):
+            return self._terms(images, posterior, reconstruction, distance, scale, kl_weight)
+
+    def _terms(
+        self, images: Tensor, posterior: DiagonalGaussian, reconstruction: Tensor, distance: Tensor, scale: Tensor, kl_weight: float
+    ) -> Terms:
         error = images - reconstruction
         absolute, squared = error.abs().flatten(1).sum(1), error.square().flatten(1).sum(1)
         dimensions = images[0].numel()
         likelihood = self.likelihood(scale)
         nll = -likelihood.log_prob(images, reconstruction)
         kl = posterior.kl_to_standard_normal()
-        distance = nll.new_zeros(nll.shape) if self.perceptual is None else self.perceptual(images, reconstruction)
         weighted = self.config.perceptual.weight * dimensions * distance
 
         if self.config.convention == "elbo":

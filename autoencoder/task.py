@@ -24,6 +24,7 @@ from autoencoder.report.pictures import grid
 from autoencoder.runtime.checkpoint import HasTensors
 from autoencoder.runtime.config import count
 from autoencoder.runtime.errors import ConfigError, TrainingError, UsageError
+from autoencoder.runtime.files import replace_text
 from autoencoder.scale import AnalyticScale
 
 # The first and last layers: their rows or columns are pixels and latents, not features.
@@ -49,6 +50,7 @@ class AutoencoderTask:
         self.scale = AnalyticScale(config.objective.likelihood, device)
         self.total_images = count(config.train.images, "train.images")
         self.bad: dict[str, str] = {}
+        self.levels = 256
         data, factor = config.data, downsampling(module.vae)
         if data.resolution % factor:
             raise UsageError(f"data.resolution: got {data.resolution}; give a multiple of {factor}, the network's downsampling factor")
@@ -81,12 +83,19 @@ class AutoencoderTask:
             yield step, batches
 
     def _note_bad(self, bad: list[tuple[str, str]]) -> None:
-        new = {name: reason for name, reason in bad if name not in self.bad}
+        self._add_bad({name: reason for name, reason in bad if name not in self.bad})
+
+    def _share_bad(self) -> None:
+        """Every process's bad images in every process."""
+        parts: list[dict[str, str]] = [{}] * self.accelerator.num_processes
+        torch.distributed.all_gather_object(parts, self.bad)
+        self._add_bad({name: reason for part in parts for name, reason in part.items() if name not in self.bad})
+
+    def _add_bad(self, new: dict[str, str]) -> None:
         if not new:
             return
         self.bad |= new
-        with (self.folder / "bad_images.jsonl").open("a") as file:
-            file.writelines(json.dumps({"id": name, "reason": reason}) + "\n" for name, reason in new.items())
+        self._list_bad()
         if len(self.bad) > self.config.data.max_bad:
             name, reason = next(reversed(self.bad.items()))
             raise TrainingError(
@@ -94,11 +103,17 @@ class AutoencoderTask:
                 f"the last: {name}: {reason}). Mend or remove them, or raise data.max_bad"
             )
 
+    def _list_bad(self) -> None:
+        if self.accelerator.is_main_process and self.bad:
+            lines = [json.dumps({"id": name, "reason": reason}) + "\n" for name, reason in self.bad.items()]
+            replace_text(self.folder / "bad_images.jsonl", "".join(lines))
+
     def _check_depth(self, batch: Batch) -> None:
         """A distribution over levels is one only over the levels that the files have."""
         likelihood, found = self.config.objective.likelihood, 65536 if batch.pixels.dtype == torch.uint16 else 256
         if LIKELIHOODS[likelihood.name].discrete and likelihood.levels != found:
             raise ConfigError("objective.likelihood.levels", likelihood.levels, f"these images have {found} levels; give {found}")
+        self.levels = max(self.levels, found)
 
     def likelihood(self, module: Autoencoder) -> Likelihood:
         """p(x|z) at the scale as it stands: learned by `module`, or the controller's."""
@@ -109,11 +124,8 @@ class AutoencoderTask:
         pixels = to_images(batch.pixels)
         mean, logvar, reconstruction, log_scale = module(pixels, batch.noise)
         scale = self.scale.value if log_scale is None else log_scale.float().exp()
-        posterior = DiagonalGaussian(mean, logvar)
-        with torch.autocast(pixels.device.type, enabled=False):
-            return self.objective(
-                pixels, posterior, reconstruction.float(), scale=scale, kl_weight=kl_weight(self.config.objective.kl, images)
-            )
+        posterior, weight = DiagonalGaussian(mean, logvar), kl_weight(self.config.objective.kl, images)
+        return self.objective(pixels, posterior, reconstruction, scale=scale, kl_weight=weight)
 
     def update(self, means: dict[str, Tensor], found_inf: Tensor) -> None:
         self.scale.update(means["scale_moment"], found_inf)
@@ -128,6 +140,8 @@ class AutoencoderTask:
         if "kl_nats" in means:
             c, h, w = self.latent_shape
             shown["kl_nats_per_latent"] = means["kl_nats"] / (c * h * w)
+        if self.accelerator.num_processes > 1:
+            self._share_bad()
         if self.bad:
             shown["bad_images"] = len(self.bad)
         return shown
@@ -149,6 +163,7 @@ class AutoencoderTask:
         measured = evaluation.evaluate(
             module.vae, self.validation_batches(), device=self.accelerator.device, likelihood=self.likelihood(module)
         )
+        self._note_bad(list(measured.bad.items()))
         if self.accelerator.is_main_process:
             self._draw(module, step)
         return measured.means() | {"active_channels": sum(c.active for c in measured.channels)}
@@ -171,7 +186,8 @@ class AutoencoderTask:
         return {"controllers": self.scale}
 
     def state(self) -> dict[str, Any]:
-        return {"bad": self.bad}
+        return {"bad": self.bad, "levels": self.levels}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.bad = dict(state["bad"])
+        self.bad, self.levels = dict(state["bad"]), state["levels"]
+        self._list_bad()

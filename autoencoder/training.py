@@ -136,28 +136,35 @@ def _introduction(
 
 def preflight(config: TrainAutoencoderConfig) -> int:
     """Real steps, validation, checkpoint and export in a scratch folder; prints memory and expected hours."""
+    accelerator = build_accelerator(config)
     total = count(config.train.images, "train.images")
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as own:
+        shared = [own]
+        if accelerator.num_processes > 1:
+            torch.distributed.broadcast_object_list(shared)
+        scratch = Path(shared[0])
         short = dataclasses.replace(
             config,
-            out=scratch,
+            out=str(scratch),
             preflight=False,
             train=dataclasses.replace(config.train, images=min(total, 3 * config.train.batch_size)),
             log=dataclasses.replace(config.log, every_images=config.train.batch_size, trackers=[]),
         )
-        run = RunFolder.open(scratch, short, resume="auto")
+        run = RunFolder.open(scratch, short, resume="auto") if accelerator.is_main_process else None
         try:
             code = train(short, run)
         finally:
-            run.close()
-        lines = [json.loads(line) for line in (Path(scratch) / "metrics.jsonl").read_text().splitlines()]
-        checkpoint = sum(f.stat().st_size for f in Path(scratch).glob("checkpoints/step-*/*"))
+            if run is not None:
+                run.close()
+        lines = [json.loads(line) for line in (scratch / "metrics.jsonl").read_text().splitlines()]
+        checkpoint = sum(f.stat().st_size for f in scratch.glob("checkpoints/step-*/*"))
+        # No process may take the folder away while another reads it.
+        accelerator.wait_for_everyone()
     rate = [line["images_per_second"] for line in lines if line["phase"] == "train"][-1]
-    accelerator = Accelerator()
     memory = peak_memory_bytes(accelerator.device)
-    print(
-        f"preflight: one step, validation, checkpoint and export went through\n"
-        f"  memory       {memory / 2**30:.2f} GiB at most ({describe(accelerator.device)})\n"
+    accelerator.print(
+        f"preflight: steps, validation, checkpoint and export went through\n"
+        f"  memory       {memory / 2**30:.2f} GiB at most in a process ({describe(accelerator.device)})\n"
         f"  speed        {rate:.1f} images/s\n"
         f"  whole run    {total / rate / 3600:.2f} hours of training steps for {total:,} images\n"
         f"  checkpoint   {checkpoint / 2**20:.0f} MiB each, {config.checkpoint.keep} kept"

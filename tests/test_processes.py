@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from tests.children import SMALL
@@ -68,6 +69,25 @@ def test_logged_and_validated_scalars_are_equal(one: Path, two: Path) -> None:
         assert first.keys() == second.keys()
         for key in first.keys() - {"images_per_second", "phase"}:
             assert first[key] == pytest.approx(second[key], rel=1e-4, abs=1e-6), key
+
+
+def test_two_processes_preflight_and_list_bad_images_together(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for i in range(12):
+        Image.new("RGB", (20, 20), (i, 0, 0)).save(images / f"{i}-good.png")
+    for i in range(3):
+        (images / f"{i}-bad.png").touch()
+    argv = [*SMALL, "--train.images=64", f"--data.source={images}", "--data.validation_source=demo"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    script = str(ROOT / "scripts" / "train_autoencoder.py")
+    for extra in ([], ["--preflight"]):
+        command = [*TORCHRUN, script, *argv, "--out", str(tmp_path / "run"), *extra]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False)
+        assert done.returncode == 0, done.stderr
+    assert done.stdout.count("preflight: ") == 1
+    listed = [json.loads(line)["id"] for line in (tmp_path / "run" / "bad_images.jsonl").read_text().splitlines()]
+    assert sorted(listed) == ["0-bad.png", "1-bad.png", "2-bad.png"]
 
 
 @pytest.mark.slow

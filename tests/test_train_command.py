@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from autoencoder import train
+from autoencoder import evaluate, export, train
 from autoencoder.config import PRESETS, LikelihoodConfig, ModelConfig
 from autoencoder.likelihood import LIKELIHOODS
 from autoencoder.runtime.loop import Trainer
@@ -101,6 +101,17 @@ def test_preflight_prints_memory_and_hours_and_leaves_nothing(tmp_path: Path, ca
     assert not (tmp_path / "run").exists()
 
 
+def test_16_bit_pixels_are_in_the_recipe_whatever_the_likelihood(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for i in range(12):
+        Image.fromarray(np.full((20, 20), 5000 * i, np.uint16)).save(tmp_path / "images" / f"{i}.png")
+    argv = [*SHORT, f"--data.source={tmp_path / 'images'}", "--data.channels=1", "--checkpoint.every_images=8"]
+    assert train.main([*argv, "--out", str(tmp_path / "run")]) == 0
+    assert export.main(["--checkpoint", str(tmp_path / "run" / "checkpoints" / "step-00000001"), "--out", str(tmp_path / "vae")]) == 0
+    for folder in (tmp_path / "run" / "vae", tmp_path / "vae"):
+        assert json.loads((folder / "preprocessing.json").read_text())["pixels"]["levels"] == 65536
+
+
 def folder_with_bad_images(folder: Path, good: int, bad: int) -> Path:
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -119,6 +130,23 @@ def test_bad_images_are_skipped_counted_and_listed(tmp_path: Path) -> None:
     assert listed == {"0-bad.png", "1-bad.png", "2-bad.png"}
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line for line in lines if line["phase"] == "train"][-1]["bad_images"] == 3
+
+
+def test_bad_validation_images_are_listed_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, run = folder_with_bad_images(tmp_path / "images", good=5, bad=2), tmp_path / "run"
+    assert train.main([*SHORT, f"--data.validation_source={source}", "--out", str(run)]) == 0
+    assert {json.loads(line)["id"] for line in (run / "bad_images.jsonl").read_text().splitlines()} == {"0-bad.png", "1-bad.png"}
+    assert len(json.loads((run / "evaluation.json").read_text())["photos"]) == 5
+    assert evaluate.main(["--model", str(run), "--out", str(tmp_path / "out.json")]) == 0
+    assert "2 images could not be read" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out.json").read_text())["bad_images"].keys() == {"0-bad.png", "1-bad.png"}
+
+
+def test_nothing_but_bad_images_to_measure_on_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, run = folder_with_bad_images(tmp_path / "images", good=0, bad=2), tmp_path / "run"
+    assert train.main([*SHORT, "--out", str(run)]) == 0
+    assert evaluate.main(["--model", str(run), f"--data.source={source}"]) == 2
+    assert "none of the images to measure on can be read: 0-bad.png" in capsys.readouterr().err
 
 
 def test_more_bad_images_than_allowed_end_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
