@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -33,6 +34,8 @@ from autoencoder.task import AutoencoderTask
 def build_accelerator(config: TrainAutoencoderConfig) -> Accelerator:
     """Processes, device and precision."""
     if config.train.deterministic:
+        # cuBLAS is deterministic only with a fixed workspace, to be set before it starts.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     device = torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
     precision = choose_precision(config.train.precision, device)

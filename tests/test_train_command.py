@@ -16,6 +16,7 @@ from PIL import Image
 from autoencoder import evaluate, export, train
 from autoencoder.config import PRESETS, LikelihoodConfig, ModelConfig
 from autoencoder.likelihood import LIKELIHOODS
+from autoencoder.model import build
 from autoencoder.runtime.loop import Trainer
 from autoencoder.scale import AnalyticScale
 from autoencoder.task import AutoencoderTask
@@ -62,8 +63,6 @@ def test_bad_input_ends_with_2_and_one_message(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "broken.yaml").write_text("data: [1, 2\n")
     (tmp_path / "wrong.yaml").write_text("train: {batch_size: 0}\n")
     if any("PRETRAINED" in a for a in argv):
-        from autoencoder.model import build
-
         build(ModelConfig(preset="tiny"), channels=3, resolution=16).save_pretrained(tmp_path / "pretrained")
     for name in ("EMPTY", "BROKEN", "WRONG", "PRETRAINED"):
         path = tmp_path / {"EMPTY": "empty", "BROKEN": "broken.yaml", "WRONG": "wrong.yaml", "PRETRAINED": "pretrained"}[name]
@@ -221,7 +220,13 @@ def test_presets_are_shapes_that_fit(preset: str) -> None:
     assert 2 ** (len(shape["block_out_channels"]) - 1) == {"tiny": 4, "kl-f4": 4, "kl-f8": 8, "kl-f16": 16}[preset]
 
 
-def test_the_first_step_comes_soon_after_the_start(tmp_path: Path) -> None:
+def test_kl_f8_has_as_many_parameters_as_the_published_network() -> None:
+    with torch.device("meta"):
+        vae = build(ModelConfig(preset="kl-f8"), channels=3, resolution=256)
+    assert sum(p.numel() for p in vae.parameters()) == 83_653_863
+
+
+def test_a_run_as_a_process(tmp_path: Path) -> None:
     argv = [sys.executable, "scripts/train_autoencoder.py", *SHORT, "--out", str(tmp_path / "run")]
     done = subprocess.run(
         argv, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
