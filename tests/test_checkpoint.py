@@ -62,6 +62,7 @@ def test_pruning_keeps_the_newest_complete_ones(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         checkpoint.save(tmp_path / checkpoint.step_folder(step), held(), {"step": step})
     (tmp_path / "step-00000004" / "complete").unlink()
+    (tmp_path / ".step-00000005.partial").mkdir()
     checkpoint.prune(tmp_path, 2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002", "step-00000003", "step-00000004"]
     assert json.loads((tmp_path / "step-00000003" / "state.json").read_text()) == {"step": 3}

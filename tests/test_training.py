@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -103,6 +104,21 @@ def test_a_finished_run_has_nothing_to_do_and_a_longer_one_goes_on(tmp_path: Pat
     assert run([*argv, "--train.images=48"], output=output) == 0
     assert lines(tmp_path / "run")[-1]["images"] == 48
     assert "train.images: 40 -> 48" in output.read_text()
+
+
+def test_a_run_killed_while_it_exports_exports_again(unbroken: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken, folder)
+    weights = (folder / "vae" / "diffusion_pytorch_model.safetensors").read_bytes()
+    (folder / "finished.json").unlink()
+    (folder / "vae" / "config.json").unlink()
+    (folder / ".vae.partial").mkdir()
+    assert run([*SMALL, "--out", str(folder)]) == 0
+    assert (folder / "vae" / "diffusion_pytorch_model.safetensors").read_bytes() == weights
+    assert (folder / "vae" / "config.json").exists()
+    assert (folder / "finished.json").exists()
+    assert not (folder / ".vae.partial").exists()
+    assert lines(folder) == lines(unbroken)
 
 
 def test_max_hours_leaves_a_checkpoint_and_exit_code_0(unbroken: Path, tmp_path: Path) -> None:

@@ -82,7 +82,9 @@ def load(folder: Path, objects: dict[str, HasTensors]) -> dict[str, Any]:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` complete checkpoints, and what incomplete ones left."""
+    """Remove all but the newest `keep` complete checkpoints, and what a crash left of one that was being written."""
+    for leftover in folder.glob(".step-*.partial"):
+        shutil.rmtree(leftover)
     complete = sorted(p for p in folder.glob("step-*") if (p / MARKER).is_file())
     for path in complete[:-keep]:
         # Marker first: a half-removed checkpoint must not look complete.
