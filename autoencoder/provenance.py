@@ -1,7 +1,5 @@
 """Where a figure comes from: everything that another person needs to get it again."""
 
-import platform
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -10,17 +8,7 @@ from autoencoder.config import DataConfig
 from autoencoder.data.sources import Source
 from autoencoder.identity import decoder_hash, encoder_hash
 from autoencoder.model import AutoencoderKL
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the figures depend on."""
-    named = {"python": platform.python_version()}
-    for package in ("firststage", "torch", "diffusers", "pytorch-msssim", "pillow"):
-        try:
-            named[package] = version(package)
-        except PackageNotFoundError:
-            named[package] = "not installed"
-    return named
+from autoencoder.runtime.versions import versions
 
 
 def provenance(vae: AutoencoderKL, *, recipe: dict[str, Any], data: Source, config: DataConfig, seed: int) -> dict[str, Any]:

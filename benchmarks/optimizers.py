@@ -57,8 +57,8 @@ def main() -> None:
 
     import torch
 
-    from autoencoder.provenance import versions
     from autoencoder.runtime.device import describe
+    from autoencoder.runtime.versions import versions
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     result: dict[str, Any] = {"device": describe(device), "versions": versions(), "seconds": options.seconds, "recipes": {}}

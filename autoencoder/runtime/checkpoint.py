@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -98,10 +97,3 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def versions() -> dict[str, str]:
-    """Versions that a run's bits depend on."""
-    import diffusers
-
-    return {"torch": torch.__version__, "diffusers": diffusers.__version__}

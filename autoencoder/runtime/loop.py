@@ -21,6 +21,7 @@ from autoencoder.runtime.meters import LossScale, Meters
 from autoencoder.runtime.optim import build_optimizers, learning_rate_factor
 from autoencoder.runtime.signals import StopRequest
 from autoencoder.runtime.tracking import MetricsFile, Trackers
+from autoencoder.runtime.versions import versions
 
 
 class TrainingBatch(Protocol):
@@ -274,7 +275,7 @@ class Trainer(Generic[M]):
                 "task": self.task.state(),
                 "threads": torch.get_num_threads(),
                 "processes": self.accelerator.num_processes,
-                "versions": checkpoints.versions(),
+                "versions": versions(),
             }
             folder = self.folder / "checkpoints"
             checkpoints.save(folder / checkpoints.step_folder(self.progress.step), self._held(), state)
@@ -290,7 +291,7 @@ class Trainer(Generic[M]):
         for what, now in (
             ("threads", torch.get_num_threads()),
             ("processes", self.accelerator.num_processes),
-            ("versions", checkpoints.versions()),
+            ("versions", versions()),
         ):
             if state[what] != now:
                 self.console.say(f"warning: {what} were {state[what]} and are {now}: this run is no longer bitwise that of an unbroken one")
