@@ -2,14 +2,46 @@
 
 import hashlib
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from autoencoder.model import AutoencoderKL
+from autoencoder.runtime.errors import ConfigError
 
 ENCODER = ("encoder.", "quant_conv.")
 DECODER = ("decoder.", "post_quant_conv.")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Hashes of an autoencoder's two halves."""
+
+    encoder_hash: str
+    decoder_hash: str
+
+
+def identity(vae: AutoencoderKL, pixel_recipe: dict[str, Any]) -> Identity:
+    """Both hashes of `vae`."""
+    return Identity(encoder_hash(vae, pixel_recipe), decoder_hash(vae))
+
+
+def check_identity(made_by: Identity, given: Identity, *, key: str, what: str, allow: bool) -> list[str]:
+    """Compare the autoencoder that `what` was made by with the one `given` under `key`; the notes that a log should have.
+
+    Another encoder means other latents: ConfigError with both hashes, unless `allow`. Another decoder reads the same
+    latents and is noted.
+    """
+    if made_by.encoder_hash != given.encoder_hash:
+        hashes = f"{what} has encoder_hash {made_by.encoder_hash}, this autoencoder {given.encoder_hash}"
+        if not allow:
+            remedy = "give the autoencoder that made them, encode the data set again, or go on all the same with --allow_vae_mismatch"
+            raise ConfigError(key, given.encoder_hash, f"latents of another encoder: {hashes}; {remedy}")
+        return [f"warning: latents of another encoder, allowed by allow_vae_mismatch: {hashes}"]
+    if made_by.decoder_hash != given.decoder_hash:
+        return [f"the decoder has changed since: {what} has decoder_hash {made_by.decoder_hash}, this autoencoder {given.decoder_hash}"]
+    return []
 
 
 def encoder_hash(vae: AutoencoderKL, pixel_recipe: dict[str, Any]) -> str:

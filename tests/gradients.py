@@ -1,7 +1,8 @@
-"""A run under SGD that saves the gradient of every step: `python -m tests.gradients PROCESSES OUT ARGV...`."""
+"""A run under SGD that saves the gradient of every step: `python -m tests.gradients PROCESSES OUT COMMAND ARGV...`."""
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -11,8 +12,9 @@ from torch import nn
 def main(processes: int, out: Path, argv: list[str]) -> int:
     """Train with plain SGD; the main process writes `gradients.safetensors` and the end's weights and average."""
     import autoencoder.runtime.loop as loop
-    from autoencoder import train, training
+    from autoencoder.runtime import launch
     from autoencoder.runtime.optim import Optimizers
+    from diffusion import command
 
     torch.set_num_threads(1)
     saved: dict[str, torch.Tensor] = {}
@@ -26,18 +28,18 @@ def main(processes: int, out: Path, argv: list[str]) -> int:
             saved[f"{step}/{name}"] = parameter.grad.clone()
 
     loop.build_optimizers = sgd  # type: ignore[assignment]
-    trained = training.train
+    launched = launch.launch
 
-    def recorded(config: object, run: object) -> int:
-        accelerator = training.build_accelerator(config)  # type: ignore[arg-type]
+    def recorded(config: Any, run: Any, build: Any, **options: Any) -> int:
+        accelerator = launch.build_accelerator(config.train)
         assert accelerator.num_processes == processes, f"{accelerator.num_processes} processes, not {processes}"
-        code = trained(config, run, trainer_options={"on_gradients": note})  # type: ignore[arg-type]
+        code = launched(config, run, build, trainer_options={"on_gradients": note})
         if accelerator.is_main_process:
             save_file(saved, out / "gradients.safetensors")
         return code
 
-    training.train = recorded  # type: ignore[assignment]
-    return train.main(argv)
+    launch.launch = recorded  # type: ignore[assignment]
+    return command.main(argv)
 
 
 if __name__ == "__main__":

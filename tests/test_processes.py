@@ -23,7 +23,7 @@ ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu",
 def launch(command: list[str], out: Path, processes: int, argv: list[str] = ARGV) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     out.mkdir()
-    arguments = ["-m", "tests.gradients", str(processes), str(out), *argv, "--out", str(out / "run")]
+    arguments = ["-m", "tests.gradients", str(processes), str(out), "train_autoencoder", *argv, "--out", str(out / "run")]
     return subprocess.run([*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False)
 
 

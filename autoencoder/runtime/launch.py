@@ -1,0 +1,174 @@
+"""From a configuration to a finished run, whatever the stage: processes, folder, logs, going on, ending."""
+
+import dataclasses
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import nn
+
+from autoencoder.runtime.config import CheckpointConfig, LogConfig, OptimizerConfig, TrainConfig, count
+from autoencoder.runtime.config_file import dotted, plain
+from autoencoder.runtime.device import choose_precision, describe, peak_memory_bytes
+from autoencoder.runtime.errors import ConfigError, UsageError
+from autoencoder.runtime.loop import Task, Trainer
+from autoencoder.runtime.processes import expected_processes
+from autoencoder.runtime.run_folder import RunFolder
+from autoencoder.runtime.signals import exit_code
+from autoencoder.runtime.tracking import MetricsFile, Trackers
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class RunConfig(Protocol):
+    """What the configurations of both stages' trainings have."""
+
+    @property
+    def out(self) -> str: ...
+    @property
+    def optimizer(self) -> OptimizerConfig: ...
+    @property
+    def train(self) -> TrainConfig: ...
+    @property
+    def log(self) -> LogConfig: ...
+    @property
+    def checkpoint(self) -> CheckpointConfig: ...
+
+
+@dataclass(frozen=True)
+class Stage(Generic[M]):
+    """What a stage gives the training: its task, what to say at the start, and what to do with the final weights."""
+
+    task: Task[M]
+    introduction: str
+    """Lines about data, network and objective."""
+    finish: Callable[[M], None]
+    """Export, evaluate, draw, report; every process calls it with the averaged network."""
+
+
+Build = Callable[[Accelerator, Path, bool], Stage[M]]
+"""Builds a stage for these processes in this folder; the flag says whether the run starts from its first step."""
+
+
+def build_accelerator(train: TrainConfig) -> Accelerator:
+    """Processes, device and precision."""
+    if train.deterministic:
+        # cuBLAS is deterministic only with a fixed workspace, to be set before it starts.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    precision = choose_precision(train.precision, device)
+    if precision == "fp16" and device.type == "cpu":
+        raise ConfigError("train.precision", precision, "training in fp16 needs a GPU; give auto, bf16 or fp32")
+    accelerator = Accelerator(
+        mixed_precision="no" if precision == "fp32" else precision,
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)],
+    )
+    if expected_processes() != accelerator.num_processes:
+        raise UsageError(
+            f"{expected_processes()} processes were launched, but each would train alone. On CPUs launch with ACCELERATE_USE_CPU=true and "
+            "`accelerate launch --multi_gpu --num_processes N` or `torchrun --nproc_per_node N`"
+        )
+    return accelerator
+
+
+def launch(config: RunConfig, run: RunFolder | None, build: Build[Any], *, trainer_options: dict[str, Any] | None = None) -> int:
+    """Train, or go on training, in `run` (the main process's; None elsewhere); returns the exit code."""
+    accelerator = build_accelerator(config.train)
+    # Where to go on, from the one process that holds the folder.
+    start: list[Any] = [None if run is None else (run.finished, run.newest_checkpoint())]
+    if accelerator.num_processes > 1:
+        torch.distributed.broadcast_object_list(start)
+    finished, newest = start[0]
+    if run is not None:
+        for note in run.notes:
+            print(note, file=sys.stderr)
+    if finished:
+        accelerator.print(f"{config.out}: finished already; nothing to do")
+        return 0
+
+    folder = Path(config.out)
+    stage = build(accelerator, folder, newest is None)
+    step = 0 if newest is None else json.loads((newest / "state.json").read_text())["step"]
+    metrics = trackers = None
+    if run is not None:
+        metrics = MetricsFile(folder / "metrics.jsonl")
+        metrics.cut_back(step)
+        trackers = Trackers(config.log.trackers, folder, settings=dotted(plain(config)), resume_step=step)
+    trainer = Trainer(
+        stage.task,
+        accelerator=accelerator,
+        folder=folder,
+        train=config.train,
+        optimizer=config.optimizer,
+        log=config.log,
+        checkpoint=config.checkpoint,
+        metrics=metrics,
+        trackers=trackers,
+        **(trainer_options or {}),
+    )
+    if newest is not None:
+        trainer.load(newest)
+    parameters = sum(p.numel() for p in stage.task.module.parameters())
+    trainer.console.say(
+        f"{stage.introduction}\nnetwork: {parameters / 1e6:.2f} M parameters; {describe(accelerator.device)}, "
+        f"{accelerator.num_processes} process(es), precision {accelerator.mixed_precision}"
+    )
+    try:
+        outcome = trainer.fit()
+        if outcome == "finished":
+            stage.finish(trainer.averaged)
+            if run is not None:
+                run.finish({"step": trainer.progress.step, "images": trainer.progress.images})
+        else:
+            trainer.console.say(f"stopped ({outcome}) at {trainer.progress.images:,} images with a checkpoint; the same command goes on")
+    finally:
+        if trackers is not None:
+            trackers.close()
+    return exit_code(outcome)
+
+
+def preflight(config: Any, train: Callable[[Any, RunFolder | None], int]) -> int:
+    """Real steps, validation, checkpoint and export by `train` in a scratch folder; prints memory and expected hours."""
+    accelerator = build_accelerator(config.train)
+    total = count(config.train.images, "train.images")
+    with tempfile.TemporaryDirectory() as own:
+        shared = [own]
+        if accelerator.num_processes > 1:
+            torch.distributed.broadcast_object_list(shared)
+        scratch = Path(shared[0])
+        short = dataclasses.replace(
+            config,
+            out=str(scratch),
+            preflight=False,
+            train=dataclasses.replace(config.train, images=min(total, 3 * config.train.batch_size)),
+            log=dataclasses.replace(config.log, every_images=config.train.batch_size, trackers=[]),
+        )
+        run = RunFolder.open(scratch, short, resume="auto") if accelerator.is_main_process else None
+        try:
+            code = train(short, run)
+        finally:
+            if run is not None:
+                run.close()
+        lines = [json.loads(line) for line in (scratch / "metrics.jsonl").read_text().splitlines()]
+        checkpoint = sum(f.stat().st_size for f in scratch.glob("checkpoints/step-*/*"))
+        # No process may take the folder away while another reads it.
+        accelerator.wait_for_everyone()
+    rate = [line["images_per_second"] for line in lines if line["phase"] == "train"][-1]
+    memory = peak_memory_bytes(accelerator.device)
+    accelerator.print(
+        f"preflight: steps, validation, checkpoint and export went through\n"
+        f"  memory       {memory / 2**30:.2f} GiB at most in a process ({describe(accelerator.device)})\n"
+        f"  speed        {rate:.1f} images/s\n"
+        f"  whole run    {total / rate / 3600:.2f} hours of training steps for {total:,} images\n"
+        f"  checkpoint   {checkpoint / 2**20:.0f} MiB each, {config.checkpoint.keep} kept"
+    )
+    return code
