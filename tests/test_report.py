@@ -1,127 +1,25 @@
-"""The report: reading of runs, and the page that a browser gets."""
+"""The report of autoencoder runs: reading of runs, and the page that a browser gets."""
 
 import base64
 import fcntl
 import io
 import json
 import math
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from PIL import Image
 
 from autoencoder.report.command import main
-from autoencoder.report.page import differing, render
-from autoencoder.report.pictures import grid, side_by_side
+from autoencoder.report.figures import differing
+from autoencoder.report.page import render
 from autoencoder.report.runs import read_runs
 from autoencoder.runtime.errors import UsageError
+from tests.report_pages import BRIEF, CONFIG, EVALUATION, HOSTILE, LINES, TRAIN, VALIDATION, Page, make_run, page_of
 
-VOID = {"meta", "link", "img", "input", "br"}
-TRAIN: list[dict[str, Any]] = [
-    {"step": s, "images": 64 * s, "phase": "train", "nll_nats": -100.0 * s, "kl_nats": 10.0 * s, "elbo_nats": 90.0 * s, "loss": -95.0 * s,
-     "perceptual": 0.5 / s, "lr": 1e-3 / s, "gradient_norm": 3.0 / s, "images_per_second": 32.0, "kl_weight": 0.125 * s}
-    for s in range(1, 9)
-]  # fmt: skip
-VALIDATION: list[dict[str, Any]] = [
-    {"step": s, "images": 64 * s, "phase": "validation", "nll_nats": -97.25 * s, "kl_nats": 9.5 * s, "elbo_nats": 87.75 * s,
-     "psnr_db": 20 + s / 3, "ssim": 0.1 * s, "active_channels": 2}
-    for s in (4, 8)
-]  # fmt: skip
-BRIEF = [{"step": 8, "images": 512, "phase": "validation", "psnr_db": 22.5, "kl_nats": 76.0}]
-LINES = [*TRAIN[:4], VALIDATION[0], *TRAIN[4:], VALIDATION[1]]
-CONFIG: dict[str, Any] = {"out": "runs/x", "data": {"source": "demo", "resolution": 32}, "train": {"images": 512, "seed": 0}}
-EVALUATION: dict[str, Any] = {
-    "metrics": {
-        "psnr_db": {"mean": 26.125, "low": 24.5, "high": 27.75, "unit": "dB"},
-        "kl_nats": {"mean": 1401.5, "low": 1, "high": 2000, "unit": "nats"},
-    },
-    "channels": [{"kl_nats": 1400.25, "active": True}, {"kl_nats": 1.25, "active": False}],
-    "photos": [
-        {"id": "coffee", "crops": 4, "psnr_db": 25.5, "kl_nats": 400.5},
-        {"id": "rocket", "crops": 4, "psnr_db": 26.75, "kl_nats": 380.0},
-    ],
-    "provenance": {"seed": 7, "data": {"source": "demo", "fingerprint": "77ab"}, "lpips": None},
-}
-HOSTILE = "<img src=x onerror=alert(1)> & \"q\" 'a' $\\frac{1}{0}$ {{ 7 * 7 }} {% raw %}"
-
-
-class Page(HTMLParser):
-    """A page taken apart: text, attributes, and whether every element that opens also closes in order."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.tiles: dict[str, str] = {}
-        self._term = ""
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] == "style":
-            return
-        self.words.append(data)
-        if self.open and self.open[-1] == "dt":
-            self._term = data
-        elif self.open and self.elements[-1] == ("span", {"class": "value"}) and self.open[-1] == "span":
-            self.tiles[self._term] = data
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-    def all(self, tag: str, name: str) -> list[str]:
-        return [attrs[name] or "" for t, attrs in self.elements if t == tag and name in attrs]
-
-
-def make_run(
-    folder: Path,
-    *,
-    lines: list[dict[str, Any]] = LINES,
-    config: dict[str, Any] | None = None,
-    evaluation: dict[str, Any] | None = None,
-    pictures: bool = False,
-) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG | (config or {})))
-    if evaluation is not None:
-        (folder / "evaluation.json").write_text(json.dumps(evaluation))
-    if pictures:
-        (folder / "images").mkdir()
-        for step in (4, 8):
-            grid(crops(6, seed=step), crops(6, seed=step + 1), columns=3).save(folder / "images" / f"step-{step:08d}.png")
-        side_by_side(crops(1, side=40)[0], crops(1, side=40)[0]).save(folder / "images" / "photo-coffee.png")
-    return folder
-
-
-def crops(images: int, *, side: int = 8, channels: int = 3, seed: int = 0) -> torch.Tensor:
-    return torch.randint(0, 256, (images, channels, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
-
-
-def page_of(*folders: Path) -> Page:
-    return Page(render(read_runs(folders)))
-
-
-# Pictures
+# Reading runs
 
 
 def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:

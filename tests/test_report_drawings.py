@@ -8,12 +8,9 @@ import pytest
 import torch
 
 from autoencoder.report.charts import MOST_POINTS, Line, curves, thin
-from autoencoder.report.pictures import GAP, grid, side_by_side
+from autoencoder.report.pictures import GAP, grid, plain_grid, side_by_side
 from autoencoder.report.quantities import duration, images_seen, number
-
-
-def crops(images: int, *, side: int = 8, channels: int = 3, seed: int = 0) -> torch.Tensor:
-    return torch.randint(0, 256, (images, channels, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+from tests.report_pages import crops
 
 
 def find(crop: np.ndarray, picture: np.ndarray) -> tuple[int, int]:
@@ -40,6 +37,25 @@ def test_grid_puts_each_reconstruction_below_its_original_in_reading_order() -> 
     assert (left_over == GAP).all()
 
 
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (40, 64)])
+def test_a_plain_grid_is_its_pictures_in_reading_order(height: int, width: int) -> None:
+    pixels = torch.randint(0, 256, (5, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+    factor = 128 // height
+    magnified = np.asarray(plain_grid(pixels, columns=3))
+    picture = magnified[::factor, ::factor]
+    assert np.array_equal(picture.repeat(factor, 0).repeat(factor, 1), magnified)
+    places = [find(crop.permute(1, 2, 0).numpy(), picture) for crop in pixels]
+    gap = places[1][1] - width
+    assert 1 <= gap < 8
+    assert places == [(i // 3 * (height + gap), i % 3 * (width + gap)) for i in range(5)]
+    assert picture.shape == (2 * height + gap, 3 * width + 2 * gap, 3)
+    assert (picture[height + gap :, 2 * (width + gap) :] == GAP).all()
+
+
+def test_a_plain_grid_of_fewer_pictures_than_columns_has_no_empty_ones() -> None:
+    assert np.array_equal(np.asarray(plain_grid(crops(2), columns=6)), np.asarray(plain_grid(crops(2), columns=2)))
+
+
 def test_large_crops_keep_their_size_and_grey_ones_their_mode() -> None:
     picture = grid(crops(2, side=150, channels=1), crops(2, side=150, channels=1), columns=8)
     assert picture.mode == "L"
@@ -59,6 +75,10 @@ def test_pictures_refuse_what_they_cannot_show() -> None:
         grid(crops(1).float(), crops(1), columns=1)
     with pytest.raises(ValueError, match="one shape"):
         grid(crops(2), crops(3), columns=1)
+    with pytest.raises(ValueError, match="at least one"):
+        plain_grid(crops(0), columns=1)
+    with pytest.raises(ValueError, match="4 axes"):
+        plain_grid(crops(1)[0], columns=1)
     with pytest.raises(ValueError, match="channels"):
         side_by_side(crops(1, channels=2)[0], crops(1, channels=2)[0])
 
@@ -69,6 +89,7 @@ def test_pictures_refuse_what_they_cannot_show() -> None:
 def test_numbers_read_well() -> None:
     assert number(-12345.678, 1) == "−12,345.7"
     assert number(0.00012345678, None) == "0.0001235"
+    assert number(13805.4, None) == "13,805"
     assert number(None, 2) == "—"
     assert number(math.nan, 2) == "not a number"
     assert [images_seen(n) for n in (0, 640, 12_500, 1_500_000)] == ["0", "640", "12.5k", "1.5M"]
@@ -127,6 +148,3 @@ def test_charts_on_a_page_share_no_ids_and_bring_no_colours() -> None:
     for svg, its in zip(svgs, ids, strict=True):
         assert set(re.findall(r'(?:href="#|url\(#)([^")]*)', svg)) <= set(its)
         assert not re.findall(r"#[0-9a-f]{6}\b", svg)
-
-
-# Reading runs

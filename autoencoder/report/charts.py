@@ -55,7 +55,7 @@ def curves(lines: Sequence[Line], *, name: str, whole: bool = False, cut: bool =
     axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: images_seen(x)))
     axes.set_ylim(*_value_range(lines, TRANSIENT if cut else 0.0))
     if whole:
-        axes.yaxis.set_major_locator(ticker.MaxNLocator(nbins=5, integer=True))
+        axes.yaxis.set_major_locator(ticker.MaxNLocator(nbins=5, integer=True, min_n_ticks=1))
     return _svg(figure, name)
 
 
@@ -66,6 +66,16 @@ def paths(lines: Sequence[Line], *, x_label: str, name: str) -> str:
         _draw(axes, line)
         axes.plot(line.x[-1], line.y[-1], "o", markersize=7, markerfacecolor="none", markeredgecolor=_colour(line.colour))
     axes.margins(0.08)
+    return _svg(figure, name)
+
+
+def levels(lines: Sequence[Line], *, x_label: str, name: str) -> str:
+    """Lines over shares from 0 to 1."""
+    figure, axes = _axes(x_label)
+    for line in lines:
+        _draw(axes, line)
+    axes.set_xlim(-0.015, 1.015)
+    axes.set_ylim(*_value_range(lines, 0.0))
     return _svg(figure, name)
 
 

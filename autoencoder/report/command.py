@@ -1,4 +1,4 @@
-"""`report`: one page of figures, curves and pictures from one or several runs."""
+"""`report`: one page of figures, curves and pictures from one or several runs of either stage."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from autoencoder.runtime import cli
 from autoencoder.runtime.errors import require
 
-DESCRIPTION = "Show runs side by side on one self-contained HTML page."
+DESCRIPTION = "Show runs of either stage or both on one self-contained HTML page; those of one stage side by side."
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,14 @@
-"""Which scalars are drawn together, and the charts of one or several runs over images seen."""
+"""The charts of one or several runs of a stage."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from autoencoder.report import charts
 from autoencoder.report.charts import Line
-from autoencoder.report.quantities import quantity
+from autoencoder.report.quantities import number, quantity
 from autoencoder.report.runs import Run
+from autoencoder.report.stages import Section
 
 
 @dataclass(frozen=True)
@@ -32,58 +33,24 @@ class Chart:
     alt: str
 
 
-@dataclass(frozen=True)
-class Section:
-    """Charts under one heading, with a sentence on how to read them."""
-
-    title: str
-    note: str
-    scalars: tuple[str, ...]
-    drawn: tuple[str, ...] = ("train", "validation")
-    """Phases whose lines are drawn."""
-
-
-SECTIONS = (
-    Section(
-        "Evidence lower bound",
-        "ELBO = −NLL − KL at β = 1, in nats an image, whatever is optimised. Training values are means over training crops; validation "
-        "values come from the averaged weights on fixed held-out crops. A start that would flatten the rest runs off its chart.",
-        ("nll_nats", "kl_nats", "elbo_nats"),
-    ),
-    Section(
-        "What is optimised",
-        "The loss with its weights and auxiliary terms, apart from the bound. Losses of runs with different objectives are not comparable.",
-        ("loss", "perceptual", "adversarial", "kl_weight"),
-    ),
-    Section(
-        "Reconstruction",
-        "Posterior mode, clamped and rounded to 8 bits, mean over held-out crops.",
-        ("psnr_db", "ssim", "lpips"),
-        ("validation",),
-    ),
-    Section(
-        "Under the hood",
-        "Optimiser, throughput and what the model's parts settle on.",
-        ("lr", "gradient_norm", "images_per_second", "likelihood_scale", "effective_beta", "active_channels"),
-    ),
-)
-
 SCHEDULED = ("lr", "kl_weight", "effective_beta")
 """Scalars whose start is as much a part of the recipe as their end."""
 
 
 def sections(runs: Sequence[Run]) -> list[tuple[Section, list[Chart]]]:
-    """Every section that has something to draw, with its charts."""
-    drawn = [(section, [c for key in section.scalars if (c := scalar_chart(runs, key, section.drawn))]) for section in SECTIONS]
-    trade_off = trade_off_chart(runs)
-    if trade_off is not None:
-        next(charts for section, charts in drawn if section.title == "Reconstruction").append(trade_off)
+    """Every section of the stage of `runs` that has something to draw, with its charts; the runs are all of one stage."""
+    drawn = []
+    for section in runs[0].stage.sections:
+        found = [scalar_chart(runs, key, section.drawn) for key in section.scalars]
+        found += [ENDINGS[name](runs) for name in section.endings]
+        drawn.append((section, [chart for chart in found if chart is not None]))
     return [(section, found) for section, found in drawn if found]
 
 
 def scalar_chart(runs: Sequence[Run], key: str, phases: Sequence[str] = ("train", "validation")) -> Chart | None:
     """A scalar over images seen: training thin, validation bold, a colour a run; None where no run has logged it."""
-    known = quantity(key)
+    stage = runs[0].stage
+    known = stage.quantity(key)
     lines: list[Line] = []
     keys: list[Key] = []
     for index, run in enumerate(runs):
@@ -99,7 +66,7 @@ def scalar_chart(runs: Sequence[Run], key: str, phases: Sequence[str] = ("train"
             keys.append(Key(run.name, end, index, phase, f"train {ends['train']}" if len(ends) > 1 else ""))
     if not lines:
         return None
-    svg = charts.curves(lines, name=key, whole=known.digits == 0, cut=key not in SCHEDULED)
+    svg = charts.curves(lines, name=f"{stage.key}-{key}", whole=known.digits == 0, cut=key not in SCHEDULED)
     return Chart(known.label, known.unit, svg, keys, _alt(f"{known.label} over images seen", keys, known.unit))
 
 
@@ -123,6 +90,25 @@ def trade_off_chart(runs: Sequence[Run]) -> Chart | None:
     return Chart("PSNR against KL", "dB", svg, keys, _alt("PSNR against KL over the run, ring at its end", keys, ""))
 
 
+def noise_level_chart(runs: Sequence[Run]) -> Chart | None:
+    """The loss at each time of the final evaluation; None before there is one."""
+    lines, keys, told = [], [], []
+    known = runs[0].stage.quantity("loss")
+    for index, run in enumerate(runs):
+        levels = sorted((level["t"], level["loss"]) for level in run.evaluation.get("noise_levels") or [] if level.get("loss") is not None)
+        if levels:
+            lines.append(Line([t for t, _ in levels], [loss for _, loss in levels], index, "validation"))
+            least, t = min((loss, t) for t, loss in levels)
+            label = "least" if len(runs) == 1 else run.name
+            keys.append(Key(label, f"{known.show(least)} at t = {number(t, 2)}", index, "validation"))
+            points = ", ".join(f"{known.show(loss)} at {number(t, 2)}" for t, loss in levels)
+            told.append(points if len(runs) == 1 else f"{run.name}: {points}")
+    if not lines:
+        return None
+    svg = charts.levels(lines, x_label="t (0: latents, 1: noise)", name="noise-levels")
+    return Chart("Loss by noise level", known.unit, svg, keys, f"Loss over t at the end of the run: {'; '.join(told)}")
+
+
 def channel_chart(run: Run, index: int, alone: bool) -> Chart | None:
     """KL of each latent channel from the final evaluation; None before there is one."""
     channels = run.evaluation.get("channels") or []
@@ -135,6 +121,10 @@ def channel_chart(run: Run, index: int, alone: bool) -> Chart | None:
     shown = ", ".join(f"{i}: {known.show(v)}{'' if on else ' (inactive)'}" for i, (v, on) in enumerate(zip(values, active, strict=True)))
     title = f"{sum(active)} of {len(active)} channels active"
     return Chart(title if alone else f"{run.name}: {title}", known.unit, svg, [], f"KL of each latent channel, nats an image: {shown}")
+
+
+ENDINGS: dict[str, Callable[[Sequence[Run]], Chart | None]] = {"trade-off": trade_off_chart, "noise levels": noise_level_chart}
+"""Charts that close a section, by the name that the section gives."""
 
 
 def _alt(what: str, keys: Sequence[Key], unit: str) -> str:

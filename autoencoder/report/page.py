@@ -1,52 +1,46 @@
-"""The report: one self-contained HTML page from one or several runs."""
+"""The report: one self-contained HTML page from one or several runs, of one stage or of both."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from autoencoder.report import quantities
-from autoencoder.report.curves import channel_chart, sections
-from autoencoder.report.embed import Picture, embed
-from autoencoder.report.quantities import HEADLINES, quantity
+from autoencoder.report.curves import Chart, channel_chart, sections
+from autoencoder.report.figures import Figure, Frechet, compared, differing, frechet, headlines, incomparable
+from autoencoder.report.gallery import Gallery, galleries
+from autoencoder.report.quantities import number, quantity
 from autoencoder.report.runs import Run, flatten, read_runs
+from autoencoder.report.stages import AUTOENCODER, STAGES, Section, Stage
 from autoencoder.runtime.errors import UsageError
 from autoencoder.runtime.files import replace_text
 
-IMAGE_BYTES = 1_300_000
-"""Bytes of pictures in a page, before base64 adds a third."""
-PHOTO_SHARE = 2
-"""A photo's share of them, where a grid's is 1."""
-MOST_GRIDS, MOST_PHOTOS = 9, 3
-"""Grids (first, last and evenly between) and photos on a page of one run; several runs share them."""
 MOST_ROWS = 200
 """Rows of a table of images."""
-MEASURES = ("data.source", "data.resolution", "data.channels", "data.resize", "objective.likelihood.name", "objective.likelihood.levels")
-"""Runs that differ in one of these are not measured in the same nats."""
+MOST_NAMES = 24
+"""Names of classes that are listed."""
+GATHERING = ("", "runs")
+"""Names of folders that say nothing of the runs in them."""
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A headline figure as it is shown."""
+class StageView:
+    """What the templates show of one stage."""
 
-    label: str
-    value: str
-    unit: str
-    detail: str
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A grid of held-out crops at one moment of the run."""
-
-    picture: Picture
-    images: str
-    figures: str
+    stage: Stage
+    runs: list[dict[str, Any]]
+    alone: bool
+    """One run: its figures are tiles, and nothing is compared."""
+    figures: list[tuple[Figure, list[Figure | None]]]
+    incomparable: list[str]
+    differing: list[tuple[str, list[str]]]
+    frechet: Frechet | None
+    sections: list[tuple[Section, list[Chart]]]
 
 
 def write_report(folders: Sequence[Path], out: Path) -> None:
@@ -64,105 +58,94 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
 def render(runs: Sequence[Run]) -> str:
     """The page as text."""
     source = files("autoencoder.report")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=FunctionLoader(lambda name: (source / name).read_text(encoding="utf-8")),
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
     environment.filters |= {"plain": quantities.plain, "images_seen": quantities.images_seen, "svg": Markup}
-    template = environment.from_string((source / "page.html.jinja").read_text(encoding="utf-8"))
-    alone = len(runs) == 1
-    views = [_view(run, index, alone) for index, run in enumerate(runs)]
-    _add_pictures(views)
-    page = template.render(
+    stages = [its for stage in STAGES if (its := [run for run in runs if run.stage is stage])]
+    page = environment.get_template("page.html.jinja").render(
         style=Markup((source / "page.css").read_text(encoding="utf-8")),
-        alone=alone,
-        title=runs[0].name if alone else f"{len(runs)} runs",
-        runs=views,
-        figures=[] if alone else [(figure, [_named(view["headlines"], figure.label) for view in views]) for figure in _all_figures(views)],
-        sections=sections(runs),
-        differing=[] if alone else differing(runs),
-        incomparable=[] if alone else [key for key in MEASURES if len({quantities.plain(r.config.get(key)) for r in runs}) > 1],
+        title=_title(stages),
+        stages=[_stage_view(its, pictures, runs) for its, pictures in zip(stages, galleries(stages), strict=True)],
     )
     return page.strip() + "\n"
 
 
-def headlines(run: Run) -> list[Figure]:
-    """The figures of the final evaluation, with intervals; before there is one, of the last validation."""
-    final: Mapping[str, Any] = run.evaluation.get("metrics") or {}
-    validations = [line for line in run.lines if line["phase"] == "validation"]
-    last = validations[-1] if validations else {}
-    shown = []
-    for key in HEADLINES:
-        known = quantity(key)
-        metric = final.get(key, {})
-        if metric.get("mean") is not None:
-            bounded = metric.get("low") is not None and metric.get("high") is not None
-            detail = f"95%: {known.show(metric['low'])} to {known.show(metric['high'])}" if bounded else "final evaluation"
-            shown.append(Figure(known.label, known.show(metric["mean"]), known.unit, detail))
-        elif not final and key in last:
-            shown.append(Figure(known.label, known.show(last[key]), known.unit, f"validation at {quantities.images_seen(last['images'])}"))
-    shown.append(Figure("Images seen", quantities.images_seen(run.images), "", _target(run)))
-    shown.append(Figure("Training time", quantities.duration(run.seconds), "", "without validation"))
-    return shown
+def _title(stages: Sequence[Sequence[Run]]) -> str:
+    """The only run's name; that of the folder which holds one run of each stage; else how many runs there are."""
+    runs = [run for its in stages for run in its]
+    if len(runs) == 1:
+        return runs[0].name
+    parents = {run.folder.parent for run in runs}
+    if len(parents) == 1 and len(runs) == len(stages) and (name := parents.pop().name) not in GATHERING:
+        return name
+    return f"{len(runs)} runs"
 
 
-def differing(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """(key, value of each run) for every configuration key that is not the same in all; `out` always differs and is left out."""
-    keys = dict.fromkeys(key for run in runs for key in run.config if key != "out")
-    rows = [(key, [quantities.plain(run.config[key]) if key in run.config else "—" for run in runs]) for key in keys]
-    return [row for row in rows if len(set(row[1])) > 1]
+def _stage_view(runs: Sequence[Run], pictures: Sequence[Gallery], page: Sequence[Run]) -> StageView:
+    """`runs` are those of one stage, `page` all that are shown."""
+    alone = len(runs) == 1
+    views = [
+        _run_view(run, index, alone) | {"pictures": gallery, "encoder": _encoder(run, page)}
+        for index, (run, gallery) in enumerate(zip(runs, pictures, strict=True))
+    ]
+    return StageView(
+        stage=runs[0].stage,
+        runs=views,
+        alone=alone,
+        figures=[] if alone else compared(runs),
+        incomparable=[] if alone else incomparable(runs),
+        differing=[] if alone else differing(runs),
+        frechet=frechet(runs),
+        sections=sections(runs),
+    )
 
 
-def _target(run: Run) -> str:
-    wanted = run.config.get("train.images")
-    return "" if wanted is None else f"of {wanted}" if isinstance(wanted, str) else f"of {quantities.images_seen(wanted)}"
-
-
-def _all_figures(views: Sequence[dict[str, Any]]) -> list[Figure]:
-    """One figure for each label that any run has, the order kept."""
-    return list({figure.label: figure for view in views for figure in view["headlines"]}.values())
-
-
-def _named(figures: Sequence[Figure], label: str) -> Figure | None:
-    return next((figure for figure in figures if figure.label == label), None)
-
-
-def _view(run: Run, index: int, alone: bool) -> dict[str, Any]:
-    """What the template shows of one run, pictures aside."""
+def _run_view(run: Run, index: int, alone: bool) -> dict[str, Any]:
+    """What the templates show of one run, pictures aside."""
     photos = run.evaluation.get("photos") or []
-    columns = [key for key in (*HEADLINES, "mean_absolute_error") if any(key in photo for photo in photos)]
+    measured = (*(headline.key for headline in run.stage.headlines), "mean_absolute_error")
+    columns = [key for key in measured if any(key in photo for photo in photos)]
     updated = datetime.fromtimestamp((run.folder / "metrics.jsonl").stat().st_mtime, UTC)
+    normalisation = zip(run.latents.get("mean") or [], run.latents.get("std") or [], strict=False)
     return {
         "run": run,
         "index": index,
         "updated": updated.strftime("%Y-%m-%d %H:%M UTC"),
         "headlines": headlines(run),
         "nonfinite": [line for line in run.lines if line.get("nonfinite")],
+        "drawn": _drawn(run),
         "channels": channel_chart(run, index, alone),
         "columns": [quantity(key) for key in columns],
         "rows": [(str(photo.get("id")), [quantity(k).show(photo.get(k)) for k in columns]) for photo in photos[:MOST_ROWS]],
         "rows_left_out": max(0, len(photos) - MOST_ROWS),
         "provenance": flatten(run.evaluation.get("provenance") or {}),
+        "latents": {key: value for key, value in run.latents.items() if key not in ("mean", "std", "labels")},
+        "normalisation": [(number(mean, 4), number(std, 4)) for mean, std in normalisation],
         "bad_images": run.bad_images[:MOST_ROWS],
         "bad_left_out": max(0, len(run.bad_images) - MOST_ROWS),
     }
 
 
-def _add_pictures(views: Sequence[dict[str, Any]]) -> None:
-    """Put `grids` and `photos` into each view; all together keep to `IMAGE_BYTES`."""
-    grids = [_spread(view["run"].grids, max(2, MOST_GRIDS // len(views))) for view in views]
-    photos = [view["run"].photos[: max(1, MOST_PHOTOS // len(views))] for view in views]
-    budget = IMAGE_BYTES // max(1, sum(map(len, grids)) + PHOTO_SHARE * sum(map(len, photos)))
-    for view, its_grids, its_photos in zip(views, grids, photos, strict=True):
-        view["grids"] = [_grid(view["run"], step, path, budget) for step, path in its_grids]
-        view["photos"] = [(path.stem.removeprefix("photo-"), embed(path, PHOTO_SHARE * budget)) for path in its_photos]
+def _drawn(run: Run) -> str:
+    """How the samples of a diffusion run were drawn, and of which classes; empty for an autoencoder."""
+    if run.stage is AUTOENCODER:
+        return ""
+    names = run.classes
+    told = [(f"{run.config[key]}{words}") for key, words in (("sampling.sampler", ""), ("sampling.steps", " steps")) if key in run.config]
+    if names and "sampling.guidance" in run.config:
+        told.append(f"guidance {run.config['sampling.guidance']}")
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    turn = [f"Classes in turn: {', '.join(names[:MOST_NAMES])}{more}."] if names else []
+    return " ".join([*([f"Sampler: {', '.join(told)}."] if told else []), *turn])
 
 
-def _grid(run: Run, step: int, path: Path, budget: int) -> Grid:
-    line = run.validated(step)
-    figures = [f"{quantity(k).show(line[k])} {u}" for k, u in (("psnr_db", "dB"), ("kl_nats", "nats")) if k in line]
-    return Grid(embed(path, budget), f"{quantities.images_seen(line['images'])} images" if line else f"step {step:,}", ", ".join(figures))
-
-
-def _spread(items: Sequence[Any], most: int) -> list[Any]:
-    """At most `most` of the items: first, last and evenly between."""
-    if len(items) <= most:
-        return list(items)
-    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
+def _encoder(run: Run, page: Sequence[Run]) -> tuple[bool, str] | None:
+    """Whether the latents of a diffusion run are those of an autoencoder on the page, and names; None where that cannot be known."""
+    wanted = run.latents.get("encoder_hash")
+    hashes = {other.name: (other.evaluation.get("provenance") or {}).get("encoder_hash") for other in page if other.stage is AUTOENCODER}
+    if wanted is None or not hashes or None in hashes.values():
+        return None
+    made = [name for name, its in hashes.items() if its == wanted]
+    return bool(made), ", ".join(made or hashes)

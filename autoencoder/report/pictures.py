@@ -1,4 +1,6 @@
-"""Originals beside reconstructions, as pictures. Pixels are uint8 (N, C, H, W) or (C, H, W), C = 1 or 3."""
+"""Crops in rows and originals beside reconstructions, as pictures. Pixels are uint8 (N, C, H, W) or (C, H, W), C = 1 or 3."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -18,18 +20,16 @@ def grid(originals: Tensor, reconstructions: Tensor, columns: int) -> Image.Imag
     nothing is ever interpolated. Cells left over in the last pair of rows stay grey.
     """
     _check(originals, reconstructions, axes=4)
-    images, channels, height, width = originals.shape
-    columns = min(columns, images)
-    pairs = -(-images // columns)
-    gap = max(1, min(height, width) // 32)
-    stride, pitch = width + gap, 2 * height + 3 * gap  # from crop to crop; from pair of rows to pair of rows
-    canvas = np.full((pairs * pitch - 2 * gap, columns * stride - gap, channels), GAP, dtype=np.uint8)
-    for row, crops in enumerate((originals, reconstructions)):
-        for i, crop in enumerate(_channels_last(crops)):
-            top, left = i // columns * pitch + row * (height + gap), i % columns * stride
-            canvas[top : top + height, left : left + width] = crop
-    factor = max(1, SMALLEST_CROP // min(height, width))
-    return _picture(canvas.repeat(factor, axis=0).repeat(factor, axis=1))
+    return _tiled([originals, reconstructions], columns)
+
+
+def plain_grid(pixels: Tensor, columns: int) -> Image.Image:
+    """Rows of `columns` pictures in reading order; uint8 (N, C, H, W) with N at least 1, else ValueError.
+
+    Magnified and spaced as in `grid`. Cells left over in the last row stay grey.
+    """
+    _check(pixels, axes=4)
+    return _tiled([pixels], columns)
 
 
 def side_by_side(original: Tensor, reconstruction: Tensor) -> Image.Image:
@@ -40,12 +40,32 @@ def side_by_side(original: Tensor, reconstruction: Tensor) -> Image.Image:
     return _picture(np.concatenate([left, gap, right], axis=1))
 
 
-def _check(originals: Tensor, reconstructions: Tensor, *, axes: int) -> None:
-    for pixels in (originals, reconstructions):
+def _tiled(stacks: Sequence[Tensor], columns: int) -> Image.Image:
+    """Bands of `columns` crops, the i-th crops of all stacks below each other; every stack is (N, C, H, W)."""
+    images, channels, height, width = stacks[0].shape
+    columns = min(columns, images)
+    bands = -(-images // columns)
+    gap = max(1, min(height, width) // 32)
+    between = 2 * gap if len(stacks) > 1 else gap  # what belongs together stands closer
+    stride, pitch = width + gap, len(stacks) * (height + gap) - gap + between  # from crop to crop; from band to band
+    canvas = np.full((bands * pitch - between, columns * stride - gap, channels), GAP, dtype=np.uint8)
+    for row, crops in enumerate(stacks):
+        for i, crop in enumerate(_channels_last(crops)):
+            top, left = i // columns * pitch + row * (height + gap), i % columns * stride
+            canvas[top : top + height, left : left + width] = crop
+    factor = max(1, SMALLEST_CROP // min(height, width))
+    return _picture(canvas.repeat(factor, axis=0).repeat(factor, axis=1))
+
+
+def _check(*stacks: Tensor, axes: int) -> None:
+    for pixels in stacks:
         if pixels.dtype != torch.uint8 or pixels.ndim != axes or pixels.shape[-3] not in (1, 3):
             raise ValueError(f"got {pixels.dtype} {tuple(pixels.shape)}; give uint8 with {axes} axes and 1 or 3 channels")
-    if originals.shape != reconstructions.shape:
-        raise ValueError(f"originals are {tuple(originals.shape)} but reconstructions {tuple(reconstructions.shape)}; give one shape")
+        if 0 in pixels.shape:
+            raise ValueError(f"got {tuple(pixels.shape)}, which holds no pixel; give at least one picture")
+    if len({pixels.shape for pixels in stacks}) > 1:
+        first, second = stacks
+        raise ValueError(f"originals are {tuple(first.shape)} but reconstructions {tuple(second.shape)}; give one shape")
 
 
 def _channels_last(pixels: Tensor) -> np.ndarray:

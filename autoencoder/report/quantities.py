@@ -44,10 +44,9 @@ QUANTITIES = {
         Quantity("active_channels", "Active channels", "", 0),
         Quantity("mean_absolute_error", "Mean absolute error", "images in [−1, 1]", 4),
         Quantity("mean_squared_error", "Mean squared error", "images in [−1, 1]", 5),
+        Quantity("frechet", "Fréchet distance", ""),
     )
 }
-
-HEADLINES = ("psnr_db", "kl_nats", "nll_nats", "elbo_nats", "bits_per_dim", "ssim", "lpips")
 
 
 def quantity(key: str) -> Quantity:
@@ -56,12 +55,16 @@ def quantity(key: str) -> Quantity:
 
 
 def number(value: float | None, digits: int | None) -> str:
-    """A number with thousands separated and a true minus, to four significant figures without `digits`; an em dash where there is none."""
+    """A number with thousands separated and a true minus; an em dash where there is none.
+
+    Without `digits`: to four significant figures, and whole where it has more before the point.
+    """
     if value is None:
         return "—"
     if not math.isfinite(value):
         return "not a number" if math.isnan(value) else "∞" if value > 0 else "−∞"
-    return format(value, ",.4g" if digits is None else f",.{digits}f").replace("-", "−")
+    style = f",.{digits}f" if digits is not None else ",.0f" if 1e4 <= abs(value) < 1e9 else ",.4g"
+    return format(value, style).replace("-", "−")
 
 
 def images_seen(images: float) -> str:
@@ -84,4 +87,4 @@ def plain(value: Any) -> str:
     """A configuration or provenance value as YAML writes it."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return ", ".join(plain(v) for v in value) if isinstance(value, list) else str(value)
+    return (", ".join(plain(v) for v in value) or "[]") if isinstance(value, list) else str(value)

@@ -1,4 +1,4 @@
-"""A run's folder as the report sees it. Whatever a run has not written yet is simply empty here."""
+"""A run's folder, of either stage, as the report sees it. Whatever a run has not written yet is simply empty here."""
 
 import fcntl
 import json
@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from autoencoder.report.stages import AUTOENCODER, DIFFUSION, Stage
 from autoencoder.runtime.config import count
 from autoencoder.runtime.errors import UsageError
 
@@ -21,6 +22,7 @@ class Run:
 
     folder: Path
     name: str
+    stage: Stage
     status: str
     """`finished`, `running` (some process holds the run's lock) or `stopped`."""
     lines: list[dict[str, Any]]
@@ -36,6 +38,10 @@ class Run:
     """(step, picture) of each grid, in order of steps."""
     photos: list[Path]
     """Pictures of whole held-out photos beside their reconstructions."""
+    neighbours: Path | None
+    """Picture of samples above their nearest training latents."""
+    latents: dict[str, Any]
+    """`latents.json`: identity and normalisation of the latents that a diffusion run is trained on."""
 
     @property
     def images(self) -> int:
@@ -51,6 +57,11 @@ class Run:
                 total += (line["images"] - before) / line["images_per_second"]
                 before = line["images"]
         return total
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes that a diffusion run is told; empty for a run without."""
+        return [str(name) for name in self.evaluation.get("classes") or self.latents.get("labels") or []]
 
     def series(self, phase: str, key: str) -> tuple[list[int], list[float]]:
         """Images seen and values of the lines of `phase` that have `key`; a value that was not finite is NaN."""
@@ -80,15 +91,18 @@ def _read(folder: Path, name: str) -> Run:
         raise UsageError(f"{folder}: {lacking}; give the folder of a run (the --out of a training command)")
     config_text = _text(folder / "config.yaml")
     try:
-        config = flatten(yaml.safe_load(config_text) or {})
+        settings = yaml.safe_load(config_text) or {}
+        config = flatten(settings)
     except (yaml.YAMLError, AttributeError) as error:
         raise UsageError(f"{folder / 'config.yaml'}: not a YAML mapping ({error}); restore it or leave this run out") from None
     blank: dict[str, Any] = {"phase": "train", "images": 0, "step": 0}
     lines = [blank | line for line in _json_lines(folder / "metrics.jsonl")]
     grids = [(int(match[1]), path) for path in folder.glob("images/step-*.png") if (match := re.fullmatch(r"step-(\d+)", path.stem))]
+    neighbours = folder / "images" / "neighbours.png"
     return Run(
         folder=folder,
         name=name,
+        stage=DIFFUSION if "latents" in settings else AUTOENCODER,
         status=_status(folder, max((line["images"] for line in lines), default=0), count(config.get("train.images", 0), "train.images")),
         lines=lines,
         config_text=config_text,
@@ -97,6 +111,8 @@ def _read(folder: Path, name: str) -> Run:
         bad_images=[(str(bad.get("id")), str(bad.get("reason"))) for bad in _json_lines(folder / "bad_images.jsonl")],
         grids=sorted(grids),
         photos=sorted(folder.glob("images/photo-*.png")),
+        neighbours=neighbours if neighbours.is_file() else None,
+        latents=_json_object(folder / "latents.json"),
     )
 
 

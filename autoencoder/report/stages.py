@@ -1,0 +1,131 @@
+"""What the page says about the runs of each stage: its figures, its charts and how to read them."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from autoencoder.report import quantities
+from autoencoder.report.quantities import Quantity
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A figure that stands at the top of the page."""
+
+    key: str
+    label: str = ""
+    """Empty takes the quantity's own."""
+    beside: tuple[tuple[str, str], ...] = ()
+    """(words, key) of figures of the evaluation that stand below in small type, as a scale."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """Charts under one heading, with a sentence on how to read them."""
+
+    title: str
+    note: str
+    scalars: tuple[str, ...]
+    drawn: tuple[str, ...] = ("train", "validation")
+    """Phases whose lines are drawn."""
+    endings: tuple[str, ...] = ()
+    """Charts that follow those of the scalars, by their names in `curves.ENDINGS`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One of the two stages of latent diffusion."""
+
+    key: Literal["autoencoder", "diffusion"]
+    title: str
+    headlines: tuple[Headline, ...]
+    sections: tuple[Section, ...]
+    grids: tuple[str, str, str]
+    """Heading, note and alternative text of the pictures of each validation."""
+    grid_figures: tuple[tuple[str, str], ...]
+    """(key, words around {}) of the figures of its validation that stand below such a picture."""
+    measures: tuple[str, ...]
+    """Keys of the configuration, or of `latents.json` as `latents.KEY`; runs that differ in one are not measured alike."""
+    incomparable: str
+    """What to say of such runs, up to the keys."""
+    own: dict[str, Quantity] = field(default_factory=dict)
+    """Scalars that mean something else here than elsewhere."""
+
+    def quantity(self, key: str) -> Quantity:
+        """The scalar as this stage means it."""
+        return self.own.get(key) or quantities.quantity(key)
+
+
+AUTOENCODER = Stage(
+    key="autoencoder",
+    title="Autoencoder",
+    headlines=tuple(Headline(key) for key in ("psnr_db", "kl_nats", "nll_nats", "elbo_nats", "bits_per_dim", "ssim", "lpips")),
+    sections=(
+        Section(
+            "Evidence lower bound",
+            "ELBO = −NLL − KL at β = 1, in nats an image, whatever is optimised. Training values are means over training crops; validation "
+            "values come from the averaged weights on fixed held-out crops. A start that would flatten the rest runs off its chart.",
+            ("nll_nats", "kl_nats", "elbo_nats"),
+        ),
+        Section(
+            "What is optimised",
+            "The loss with its weights and auxiliary terms, apart from the bound. Losses of runs with different objectives are not "
+            "comparable.",
+            ("loss", "perceptual", "adversarial", "kl_weight"),
+        ),
+        Section(
+            "Reconstruction",
+            "Posterior mode, clamped and rounded to 8 bits, mean over held-out crops.",
+            ("psnr_db", "ssim", "lpips"),
+            ("validation",),
+            ("trade-off",),
+        ),
+        Section(
+            "Under the hood",
+            "Optimiser, throughput and what the model's parts settle on.",
+            ("lr", "gradient_norm", "images_per_second", "likelihood_scale", "effective_beta", "active_channels"),
+        ),
+    ),
+    grids=(
+        "Held-out crops",
+        "In each pair of rows originals stand above their reconstructions (posterior mode).",
+        "Held-out crops above their reconstructions",
+    ),
+    grid_figures=(("psnr_db", "{} dB"), ("kl_nats", "{} nats")),
+    measures=("data.source", "data.resolution", "data.channels", "data.resize", "objective.likelihood.name", "objective.likelihood.levels"),
+    incomparable="NLL, KL and ELBO of these runs are not in the same nats",
+)
+
+DIFFUSION = Stage(
+    key="diffusion",
+    title="Diffusion",
+    headlines=(
+        Headline("frechet", beside=(("untrained", "frechet_untrained"), ("training rows", "frechet_floor"))),
+        Headline("loss", "Validation loss"),
+    ),
+    sections=(
+        Section(
+            "Loss",
+            "Mean squared error of the velocity a latent value, in normalised latents; a network that always gives 0 has about 2. Training "
+            "values are means over random times and noise; validation values come from the averaged weights at fixed times and noise. A "
+            "start that would flatten the rest runs off its chart.",
+            ("loss",),
+            endings=("noise levels",),
+        ),
+        Section("Under the hood", "Optimiser and throughput.", ("lr", "gradient_norm", "images_per_second")),
+    ),
+    grids=(
+        "Samples over training",
+        "Drawn with the averaged weights of each moment, from the same starting noise.",
+        "Samples",
+    ),
+    grid_figures=(("loss", "loss {}"),),
+    measures=(
+        "latents.encoder_hash", "latents.recipe_hash", "latents.rows", "data.draw", "data.validation_rows",
+        "process.t_mean", "process.t_std", "sampling.evaluate",
+    ),
+    incomparable="Losses and Fréchet distances of these runs are not measured alike",
+    own={"loss": Quantity("loss", "Loss", "", 4)},
+)  # fmt: skip
+
+STAGES = (AUTOENCODER, DIFFUSION)
+"""In the order of the page."""
