@@ -66,6 +66,13 @@ def load_preprocessing(folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
+def recipe_of(vae: AutoencoderKL, path: str, subfolder: str | None = None) -> dict[str, Any]:
+    """The recipe of the autoencoder that `path` names; for one that has none beside it, 8-bit pixels to [-1, 1]."""
+    folder = folder_of(path, subfolder)
+    found = None if folder is None else load_preprocessing(folder)
+    return found or {"pixels": {"range": [-1.0, 1.0], "levels": 256, "channels": int(vae.config["in_channels"])}}
+
+
 def load_weights(vae: AutoencoderKL, path: str) -> None:
     """Weights for `vae` from a run, a checkpoint (its moving average where it has one) or a diffusers folder.
 

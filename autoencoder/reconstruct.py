@@ -1,23 +1,30 @@
-"""`reconstruct`: originals beside reconstructions, for a file or a folder of images of any size."""
+"""`reconstruct`: originals beside reconstructions for images of any size, or pictures of the latents in a file or folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoencoder.latents.check import check_latents
 from autoencoder.model_path import check_model
 from autoencoder.runtime import cli
-from autoencoder.runtime.errors import UsageError, require
+from autoencoder.runtime.errors import ConfigError, UsageError, require
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructConfig:
-    """Put images through an autoencoder and write each beside its reconstruction."""
+    """Put images through an autoencoder and write each beside its reconstruction, or decode latents to pictures."""
 
-    model: str
-    """A run, a diffusers folder or a hub id."""
-    input: str
+    model: str | None = None
+    """A run, a diffusers folder or a hub id; null, for latents only: the `vae` beside them."""
+    input: str | None = None
     """An image, or a folder that is searched for images."""
+    latents: str | None = None
+    """Instead of `input`: a folder of latents, or a safetensors file with `mean` or `latents` (N, c, h, w), unscaled."""
     out: str
-    """Folder for the pictures: NAME.png, original left and reconstruction right."""
+    """Folder for the pictures: NAME.png, original left and reconstruction right; of latents ID.png each, and grid.png."""
+    rows: int | None = 64
+    """Rows of latents to decode, spread evenly; null decodes all."""
+    allow_vae_mismatch: bool = False
+    """Decode latents of another encoder than the model's, and say so, instead of refusing them."""
     subfolder: str | None = None
     """Subfolder of `model` (such as `vae`)."""
     revision: str | None = None
@@ -29,7 +36,8 @@ class ReconstructConfig:
 
     def __post_init__(self) -> None:
         require(self.tile is None or self.tile >= 64, "tile", self.tile, "give at least 64 pixels or null")
-        require(Path(self.input).exists(), "input", self.input, "give an image or a folder that exists")
+        require(self.rows is None or self.rows >= 1, "rows", self.rows, "give at least 1 or null")
+        require(self.input is None or Path(self.input).exists(), "input", self.input, "give an image or a folder that exists")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,16 +47,45 @@ def main(argv: list[str] | None = None) -> int:
 
 def _reconstruct(argv: list[str] | None) -> int:
     config = cli.parse(ReconstructConfig, argv, prog="firststage reconstruct", description="Write images beside their reconstructions.")
-    check_model(config.model, "model", config.subfolder)
+    if config.model is not None:
+        check_model(config.model, "model", config.subfolder)
+    if config.input is not None and config.latents is not None:
+        raise UsageError(f"input: got {config.input!r} beside latents={config.latents!r}; give one of them")
+    if config.latents is not None:
+        return _decode(config, config.latents)
+    if config.input is None:
+        raise UsageError("input: not given; give --input FILE_OR_FOLDER for images, or --latents FILE_OR_FOLDER for latents")
+    if config.model is None:
+        raise UsageError("model: not given; give --model MODEL (a run, a diffusers folder or a hub id)")
+    return _images(config, config.input, config.model)
+
+
+def _decode(config: ReconstructConfig, given: str) -> int:
+    path = Path(given)
+    if path.is_file():
+        require(path.suffix == ".safetensors", "latents", given, "a file of latents ends in .safetensors")
+    else:
+        check_latents(given, "latents")
+    model = config.model or str((path.parent if path.is_file() else path) / "vae")
+    if config.model is None and not Path(model).is_dir():
+        raise ConfigError("model", None, f"there is no {model} beside these latents; give the autoencoder that made them")
+    check_model(model, "model", config.subfolder)
+    from autoencoder.latents.decoding import decode_latents
+
+    decode_latents(config, path, model)
+    return 0
+
+
+def _images(config: ReconstructConfig, input: str, model: str) -> int:
     from tqdm import tqdm
 
     from autoencoder.data.decode import decode_image
     from autoencoder.data.paths import IMAGE_EXTENSIONS, walk_images
 
-    given = Path(config.input)
-    paths = [given / name for name in walk_images(str(given))] if given.is_dir() else [given]
+    given = Path(input)
+    paths = [given / name for name in walk_images(input)] if given.is_dir() else [given]
     if not paths:
-        raise UsageError(f"input: got {config.input!r}, which holds no image; give a folder with {', '.join(IMAGE_EXTENSIONS)}")
+        raise UsageError(f"input: got {input!r}, which holds no image; give a folder with {', '.join(IMAGE_EXTENSIONS)}")
 
     import torch
 
@@ -56,7 +93,7 @@ def _reconstruct(argv: list[str] | None) -> int:
     from autoencoder.reconstruction import save_reconstruction
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    vae = load(config.model, subfolder=config.subfolder, revision=config.revision, variant=config.variant).to(device).eval()
+    vae = load(model, subfolder=config.subfolder, revision=config.revision, variant=config.variant).to(device).eval()
     channels = int(vae.config["in_channels"])
     root = given if given.is_dir() else given.parent
     written = 0
@@ -72,5 +109,5 @@ def _reconstruct(argv: list[str] | None) -> int:
         tqdm.write(f"{path.relative_to(root)}  {pixels.shape[1]} x {pixels.shape[0]}  {value:.2f} dB")
         written += 1
     if not written:
-        raise UsageError(f"input: none of the {len(paths)} images in {config.input} could be read; the reasons are above")
+        raise UsageError(f"input: none of the {len(paths)} images in {input} could be read; the reasons are above")
     return 0

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["autoencoder.training", "tests.children"])
+_preloaded: list[str] = []
+
+
+def preload(*modules: str) -> None:
+    """Have the server import these before it forks its first child."""
+    _preloaded.extend(modules)
+    _context.set_forkserver_preload(_preloaded)
+
+
+preload("autoencoder.training", "tests.children")
 
 SMALL = [
     "--model.preset=tiny", "--model.block_out_channels=[8, 8]", "--model.norm_groups=4", "--data.resolution=16", "--data.workers=0",
@@ -26,6 +35,19 @@ def start(target: Callable[..., None], *arguments: Any) -> Any:
     return process
 
 
+def kill_in(owner: Any, name: str, call: int | None, number: int = signal.SIGKILL) -> None:
+    """Have the process send itself signal `number` when `owner.name` is called for the time `call`, counted from 0; None: never."""
+    wrapped, seen = getattr(owner, name), [0]
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        if seen[0] == call:
+            os.kill(os.getpid(), number)
+        seen[0] += 1
+        return wrapped(*arguments, **options)
+
+    setattr(owner, name, counted)
+
+
 def train(argv: list[str], kill_at: int | None = None, output: Path | None = None) -> None:
     """Run `train_autoencoder`; with `kill_at`, by SIGKILL in the middle of that microbatch, counted from this start."""
     import torch
@@ -36,21 +58,17 @@ def train(argv: list[str], kill_at: int | None = None, output: Path | None = Non
     torch.set_num_threads(1)
     if output is not None:
         sys.stderr = output.open("w")
-    losses, seen = AutoencoderTask.losses, [0]
-
-    def counted(*arguments: Any) -> Any:
-        if seen[0] == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        seen[0] += 1
-        return losses(*arguments)
-
-    AutoencoderTask.losses = counted  # type: ignore[method-assign]
+    kill_in(AutoencoderTask, "losses", kill_at)
     sys.exit(train.main(argv))
 
 
 def run(argv: list[str], kill_at: int | None = None, output: Path | None = None) -> int:
     """`train` to its end; its exit code, negative for a signal."""
-    process = start(train, argv, kill_at, output)
+    return wait(start(train, argv, kill_at, output))
+
+
+def wait(process: Any) -> int:
+    """The exit code of a child, negative for a signal."""
     process.join(120)
     assert process.exitcode is not None, "the child hangs"
     return int(process.exitcode)

@@ -141,7 +141,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch:
         raise PermissionError(errno.EACCES, "Permission denied")
 
     # Not by permissions: they do not stop root.
-    monkeypatch.setattr("autoencoder.runtime.run_folder.os.open", denied)
+    monkeypatch.setattr("autoencoder.runtime.lock.os.open", denied)
     expected = f"out: got {str(tmp_path)!r}; cannot be written (Permission denied); give a folder that can be written"
     assert refusal(tmp_path, Config()) == expected
 
@@ -172,8 +172,14 @@ from pathlib import Path
 sys.path.insert(0, {root!r})
 from tests.test_run_folder import Config, RunFolder
 run = RunFolder.open(Path({path!r}), Config(), resume="auto")
-worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+context = multiprocessing.get_context("fork")
+started = context.Event()
+def live():
+    started.set()
+    time.sleep(60)
+worker = context.Process(target=live)
 worker.start()
+started.wait()
 print(worker.pid, flush=True)
 time.sleep(60)
 """

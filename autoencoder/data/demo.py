@@ -15,7 +15,7 @@ VALIDATION = ("chelsea.png", "coffee.png", "rocket.jpg")
 
 
 class DemoSource:
-    """Six photos to train on or three held out, decoded once; the label is the photo."""
+    """Six photos to train on or three held out, decoded once; the label is the photo, among those of its split."""
 
     in_memory = True
 
@@ -27,8 +27,8 @@ class DemoSource:
                     f"the demo's photo {file} is missing; install scikit-image again (`pip install --force-reinstall scikit-image`)"
                 )
         self.name = f"demo ({split})"
-        self.labels: list[str] | None = sorted(os.path.splitext(name)[0] for name in TRAIN + VALIDATION)
         self._ids = [os.path.splitext(os.path.basename(file))[0] for file in files]
+        self.labels: list[str] | None = sorted(self._ids)
         self._pixels: list[np.ndarray] = [decode_image(file, channels) for file in files]
         self.fingerprint = digest(self._ids, files)
 

@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 import datasets
+import pyarrow
 from datasets import ClassLabel, Dataset, Image, Value
 
 from autoencoder.config import DataConfig
@@ -26,11 +27,23 @@ class TableSource:
             table = table.cast_column(self._image, Image(decode=False))
         self._label = _label_column(table, config.label_column, f"{room}.label_column")
         self.labels, self._classes = _classes(table, self._label)
-        self._table = table.select_columns([self._image] + ([self._label] if self._label else []))
+        self._whole, self._table = table, table.select_columns([self._image] + ([self._label] if self._label else []))
         self._channels = config.channels
 
     def __len__(self) -> int:
         return len(self._table)
+
+    def others(self, wanted: list[str] | None, key: str) -> Dataset:
+        """The `wanted` columns, or all but image and label that hold no raw bytes; ConfigError under `key` for one that is not there."""
+        names = self._whole.column_names
+        for name in wanted or []:
+            if name not in names:
+                raise ConfigError(key, name, f"the table has {', '.join(names)}")
+        if wanted is None:
+            # WebDataset's own column, a path on this machine.
+            left = [name for name in names if name not in (self._image, self._label, "__url__")]
+            wanted = [name for name in left if not _has_bytes(self._whole.data.schema.field(name).type)]
+        return self._whole.select_columns(wanted)
 
     def read(self, index: int) -> Record:
         row = self._table[int(index)]
@@ -137,6 +150,12 @@ def _classes(table: Dataset, column: str | None) -> tuple[list[str] | None, dict
         names = sorted(name for name in table.unique(column) if name is not None)
         return names, {name: label for label, name in enumerate(names)}
     return None, None
+
+
+def _has_bytes(type: pyarrow.DataType) -> bool:
+    if pyarrow.types.is_binary(type) or pyarrow.types.is_large_binary(type) or pyarrow.types.is_fixed_size_binary(type):
+        return True
+    return any(_has_bytes(type.field(i).type) for i in range(type.num_fields))
 
 
 def _encoded(cell: Any) -> tuple[bytes | str | None, str | None]:

@@ -52,11 +52,12 @@ class Console:
             self._start = time.monotonic(), images
         text = "  ".join(f"{k} {v}" for k, v in shown.items())
         rate = (images - self._start[1]) / max(time.monotonic() - self._start[0], 1e-9)
-        left = f"  {rate:.0f} img/s  {_duration((self.total - images) / rate)} left" if rate > 0 and phase == "train" else ""
+        left = f"  {rate:.0f} img/s  {duration((self.total - images) / rate)} left" if rate > 0 and phase == "train" else ""
         self.say(f"{phase:>10}  {images:>9,} / {self.total:,} images  {text}{left}")
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """`3m05s` or `2h10m`."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"

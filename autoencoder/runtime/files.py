@@ -6,6 +6,30 @@ from pathlib import Path
 
 def replace_text(path: Path, text: str) -> None:
     """Write `text` beside `path` and rename: a reader, or a crash, sees the old content or the new."""
-    beside = path.with_name(f".{path.name}.partial")
+    beside = partial(path)
     beside.write_text(text, encoding="utf-8")
     os.replace(beside, path)
+
+
+def partial(path: Path) -> Path:
+    """Where `path` is written before it is renamed."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def put(path: Path) -> None:
+    """Rename `partial(path)`, a file or a folder of files, to `path`, its content on the disk: whole or not there after a power cut."""
+    beside = partial(path)
+    for file in beside.iterdir() if beside.is_dir() else []:
+        fsync(file)
+    fsync(beside)
+    os.replace(beside, path)
+    fsync(path.parent)
+
+
+def fsync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,10 +1,7 @@
 """A run's folder: who may write in it, whether its configuration is still the same, and where to go on. Torch-free."""
 
 import dataclasses
-import fcntl
 import json
-import os
-import socket
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,15 +9,16 @@ from autoencoder.runtime.config import count
 from autoencoder.runtime.config_file import dotted, plain, read_config, to_yaml
 from autoencoder.runtime.errors import ConfigError, UsageError
 from autoencoder.runtime.files import replace_text
+from autoencoder.runtime.lock import LOCK, hold, make_folder, release
 
-FREE = ("log", "checkpoint", "data.workers", "train.max_hours")
+FREE = ("log", "checkpoint", "data.workers", "train.max_hours", "sampling", "vae")
 """Settings and groups that may change between two starts of one run: they do not move its weights."""
-START = ("out", "resume", "preflight")
+START = ("out", "resume", "preflight", "allow_vae_mismatch")
 """Settings of a start, not of the run."""
 LENGTH = "train.images"
 """May grow: the run is extended."""
 
-CONFIG, LOCK, FINISHED, METRICS = "config.yaml", ".lock", "finished.json", "metrics.jsonl"
+CONFIG, FINISHED, METRICS = "config.yaml", "finished.json", "metrics.jsonl"
 
 
 class RunFolder:
@@ -32,7 +30,7 @@ class RunFolder:
     def __init__(self, path: Path, images: int) -> None:
         self.path, self._images = path, images
         self.notes: list[str] = []
-        self._lock = _hold(path, self.notes)
+        self._lock = hold(path, self.notes)
 
     @classmethod
     def open(cls, path: str | Path, config: Any, *, resume: Literal["auto", "never"]) -> "RunFolder":
@@ -44,7 +42,7 @@ class RunFolder:
         another process holds, that cannot be written, or that is something else than a run.
         """
         path = Path(path)
-        used = _make(path) - {LOCK, f".{CONFIG}.partial"}
+        used = make_folder(path, "the run") - {LOCK, f".{CONFIG}.partial"}
         if used and not (path / CONFIG).is_file():
             raise ConfigError("out", str(path), f"a folder with other files and no {CONFIG}, so no run; give a folder that is new or empty")
         if used and resume == "never":
@@ -74,9 +72,7 @@ class RunFolder:
 
     def close(self) -> None:
         """Let other processes have the folder."""
-        if self._lock in _held:
-            _held.remove(self._lock)
-            os.close(self._lock)
+        release(self._lock)
 
     def _agree(self, new: dict[str, Any], defaults: dict[str, Any]) -> None:
         """Compare with the folder's configuration, refuse or note what changed, and leave the new one there."""
@@ -96,9 +92,10 @@ class RunFolder:
                     refused.append(change)
             if refused:
                 listed = "\n  ".join(refused)
+                free = [name for name in FREE if any(_within(key, (name,)) for key in dotted(new))]
                 raise UsageError(
                     f"{self.path} holds a run with another configuration:\n  {listed}\ngive another --out, or the old values "
-                    f"(all of them: {file}); what may change: {LENGTH} (longer), {', '.join(FREE)}"
+                    f"(all of them: {file}); what may change: {LENGTH} (longer), {', '.join(free)}"
                 )
         replace_text(file, to_yaml(new))
 
@@ -127,49 +124,3 @@ def _defaults(config_class: type) -> dict[str, Any]:
         if f.default is not missing or f.default_factory is not missing:
             values[f.name] = f.default if f.default_factory is missing else f.default_factory()
     return dotted(plain(values))
-
-
-def _make(path: Path) -> set[str]:
-    """Make the folder where it is not there yet; the names in it."""
-    if not str(path).strip() or path == Path():
-        raise ConfigError("out", str(path), "give a folder for the run")
-    if path.exists() and not path.is_dir():
-        raise ConfigError("out", str(path), "a file; give a folder for the run")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        return {entry.name for entry in path.iterdir()}
-    except OSError as error:
-        raise ConfigError("out", str(path), f"cannot be made or read ({error.strerror}); give a folder that can be written") from error
-
-
-_held: list[int] = []
-
-
-def _release_in_child() -> None:
-    # Else loader workers that outlive a killed run for some seconds would hold its lock.
-    for lock in _held:
-        os.close(lock)
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_release_in_child)
-
-
-def _hold(path: Path, notes: list[str]) -> int:
-    """An exclusive lock on the folder, which ends with this process at the latest."""
-    try:
-        lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise ConfigError("out", str(path), f"cannot be written ({error.strerror}); give a folder that can be written") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = os.pread(lock, 200, 0).decode(errors="replace").strip() or "another process"
-        os.close(lock)
-        raise ConfigError("out", str(path), f"in use by {holder}; wait for it, stop it, or give another folder") from error
-    except OSError as error:
-        notes.append(f"{path} cannot be locked ({error.strerror}): see to it that no other process writes there")
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-    _held.append(lock)
-    return lock

@@ -1,0 +1,37 @@
+"""`encode_dataset`: a data set of latents, once and for all."""
+
+from autoencoder.data.paths import check_source
+from autoencoder.latents.config import EncodeConfig
+from autoencoder.latents.folder import LatentsFolder
+from autoencoder.model_path import check_model
+from autoencoder.runtime import cli
+from autoencoder.runtime.errors import ConfigError, UsageError
+from autoencoder.runtime.processes import expected_processes, is_main_process
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return cli.run(lambda: _encode(argv))
+
+
+def _encode(argv: list[str] | None) -> int:
+    config = cli.parse(
+        EncodeConfig, argv, prog="firststage encode_dataset", description="Encode images to a data set of latents.", stage="latents"
+    )
+    if expected_processes() > 1:
+        if not is_main_process():
+            return 2
+        raise UsageError(
+            f"{expected_processes()} processes were launched, but encode_dataset runs as one; start it with `firststage encode_dataset ...`"
+        )
+    check_model(config.model, "model", config.subfolder)
+    if config.data.source is None:
+        raise ConfigError("data.source", None, "give the images: `demo`, a folder, a parquet or WebDataset glob, or a hub name")
+    check_source(config.data.source, "data.source")
+    folder = LatentsFolder(config.out, dry=config.preflight)
+    try:
+        from autoencoder.latents.encoding import encode_dataset
+
+        return encode_dataset(config, folder)
+    finally:
+        folder.close()

@@ -1,0 +1,87 @@
+"""What `encode_dataset` can be told. Torch-free."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from autoencoder.runtime.errors import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeDataConfig:
+    """Images to encode, and the crops that are taken of them."""
+
+    source: str | None = None
+    """`demo`, a folder (class folders become labels), a parquet or WebDataset glob, or a dataset's hub name."""
+    split: str = "train"
+    """Split of `source`, where it has splits."""
+    resolution: int | None = None
+    """Side of the square crops in pixels; null takes the model's, from its `preprocessing.json`, and with it `resize`."""
+    resize: int | None = None
+    """Scale each image's short side to this many pixels before cropping; null crops at the image's own pixels."""
+    filter: Literal["lanczos", "bicubic", "bilinear", "box"] | None = None
+    """Resampling filter of a resize; null takes the model's, else lanczos."""
+    crop: Literal["center", "random"] = "center"
+    """Where crops are taken."""
+    crops: int = 1
+    """Random crops of each image, a row each."""
+    zoom: tuple[float, float] = (1.0, 1.0)
+    """Range of a random factor (log-uniform) on the image's size before a random crop; below 1 shows more of it, smaller."""
+    image_column: str | None = None
+    """Column of a table that holds the images; null: the only image column."""
+    label_column: str | None = None
+    """Column of a table that holds class labels; null: `label` where there is one."""
+    columns: list[str] | None = None
+    """Other columns of a table to carry along; null carries all that hold no images or raw bytes, `[]` none."""
+    workers: int | None = None
+    """Processes that decode images; null chooses by source and cores (none for in-memory sources)."""
+    max_bad: int = 100
+    """Unreadable images tolerated (their rows are left out and listed); one more ends the run."""
+
+    def __post_init__(self) -> None:
+        require(self.resolution is None or self.resolution >= 8, "resolution", self.resolution, "give at least 8 pixels, or null")
+        require(self.resize is None or self.resize >= 8, "resize", self.resize, "give at least the resolution, or null")
+        require(self.crops >= 1, "crops", self.crops, "give at least 1")
+        require(self.crops == 1 or self.crop == "random", "crops", self.crops, "several crops of an image need data.crop=random")
+        require(0 < self.zoom[0] <= self.zoom[1], "zoom", self.zoom, "give two factors above 0, the smaller first")
+        require(self.zoom == (1.0, 1.0) or self.crop == "random", "zoom", self.zoom, "a random zoom needs data.crop=random")
+        require(self.workers is None or self.workers >= 0, "workers", self.workers, "give 0 or more, or null")
+        require(self.max_bad >= 0, "max_bad", self.max_bad, "give 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeConfig:
+    """Encode a data set once: the posterior's moments of every crop, in shards that any trainer can read."""
+
+    model: str
+    """A run, a diffusers folder or a hub id."""
+    out: str
+    """Folder for the latents; one that was left half done goes on, with the same settings."""
+    data: EncodeDataConfig = field(default_factory=EncodeDataConfig)
+    """Images."""
+    subfolder: str | None = None
+    """Subfolder of `model` (such as `vae`)."""
+    revision: str | None = None
+    """Hub revision of `model`."""
+    variant: str | None = None
+    """Weight variant of `model` (such as `fp16`)."""
+    moments: bool = True
+    """Store the posterior's mean and log-variance; false stores the mean alone, at half the size."""
+    dtype: Literal["fp32", "fp16"] = "fp32"
+    """What is stored: fp16 is half the size, at a relative rounding of 5e-4."""
+    mirrors: bool = False
+    """Encode each crop mirrored too, as a row of its own after it."""
+    shard_rows: int = 4096
+    """Rows of a shard: what a killed run loses at most."""
+    batch_size: int = 64
+    """Crops that go through the network at once; part of the recipe, because it changes the last bits of convolutions."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
+    """Autocast precision of the network; bf16 is quicker and rounds latents. `auto`: bf16 where the device is fast at it, else fp32."""
+    seed: int = 0
+    """Random crops are a function of this and of the row."""
+    preflight: bool = False
+    """Print rows, size and expected hours, and stop before anything is written."""
+
+    def __post_init__(self) -> None:
+        require(self.shard_rows >= 1, "shard_rows", self.shard_rows, "give at least 1")
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "give at least 1")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "give an integer from 0 to 2**63 - 1")

@@ -1,0 +1,60 @@
+"""The crops of a plan, microbatch by microbatch."""
+
+import numpy as np
+
+from autoencoder.config import DataConfig
+from autoencoder.data.batch import Batch, Example, stack
+from autoencoder.data.sources import BadImage, Record, Source
+from autoencoder.data.transforms import train_crop, validation_crop
+from autoencoder.latents.plan import Plan
+from autoencoder.runtime.rng import generator
+
+_NO_NOISE = np.empty(0, np.float32)
+
+
+class CropBatches:
+    """Batches by number, each the crops of one range of the plan's rows: `position` is the row, `photo` the image.
+
+    A bad image keeps its places, black and with weight 0: else the microbatch, and with it the last bits of the other rows,
+    would depend on it. Rows of an image that follow each other read it once.
+    """
+
+    def __init__(self, source: Source, plan: Plan, config: DataConfig, ranges: list[range]) -> None:
+        self._source, self._config, self._ranges = source, config, ranges
+        self._views, self._mirrors, self._seed = plan.views, bool(plan.recipe["mirrors"]), int(plan.recipe["seed"])
+        self._last: tuple[int, Record | BadImage] | None = None
+
+    def __len__(self) -> int:
+        return len(self._ranges)
+
+    def __getitem__(self, number: int) -> Batch:
+        bad: dict[str, str] = {}
+        examples = []
+        for row in self._ranges[number]:
+            image, view = divmod(row, self._views)
+            read = self._read(image)
+            if isinstance(read, BadImage):
+                bad[read.id] = read.reason
+                side = self._config.resolution
+                black = np.zeros((side, side, self._config.channels), np.uint8)
+                examples.append(Example(black, _NO_NOISE, id=read.id, position=row, photo=image))
+            else:
+                examples.append(Example(self._crop(read, image, view), _NO_NOISE, read.label, read.id, row, image, weight=1.0))
+        return stack(examples, list(bad.items()))
+
+    def _read(self, image: int) -> Record | BadImage:
+        if self._last is None or self._last[0] != image:
+            try:
+                self._last = image, self._source.read(image)
+            except BadImage as error:
+                self._last = image, error
+        return self._last[1]
+
+    def _crop(self, record: Record, image: int, view: int) -> np.ndarray:
+        k, mirrored = divmod(view, 2) if self._mirrors else (view, 0)
+        if self._config.crop == "random":
+            crops = self._views // (2 if self._mirrors else 1)
+            crop = train_crop(record.pixels, self._config, generator(self._seed, "crop", image * crops + k))
+        else:
+            crop = validation_crop(record.pixels, self._config, 0)
+        return crop[:, ::-1] if mirrored else crop

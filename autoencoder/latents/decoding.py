@@ -1,0 +1,106 @@
+"""Latents back to pictures: the means of a folder that `encode_dataset` made, or of any safetensors file."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+
+from autoencoder.artifact import recipe_of
+from autoencoder.data.pixels import to_pixels
+from autoencoder.identity import Identity, check_identity, identity
+from autoencoder.latents.opened import open_latents
+from autoencoder.latents.reader import LatentsError
+from autoencoder.model import decode, load
+from autoencoder.reconstruct import ReconstructConfig
+from autoencoder.report.pictures import plain_grid
+from autoencoder.runtime.errors import ConfigError
+
+BATCH = 8
+GRID = 64
+"""Most pictures in `grid.png`."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What is to be decoded."""
+
+    mean: torch.Tensor
+    """(N, c, h, w) float32."""
+    ids: list[int]
+    encoder_hash: str | None
+    """Of the autoencoder that made them, where it is known."""
+    decoder_hash: str | None
+
+
+@torch.inference_mode()
+def decode_latents(config: ReconstructConfig, path: Path, model: str) -> None:
+    """Decode rows of `path` with `model` and write ID.png each and `grid.png` into the folder `config.out`.
+
+    Raises ConfigError for latents of another encoder (unless allowed), of another number of channels, or with values that
+    are not finite.
+    """
+    chosen = _from_file(path, config.rows) if path.is_file() else _from_folder(path, config.rows)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    vae = load(model, subfolder=config.subfolder, revision=config.revision, variant=config.variant)
+    given = identity(vae, recipe_of(vae, model, config.subfolder)["pixels"])
+    made_by = Identity(chosen.encoder_hash or given.encoder_hash, chosen.decoder_hash or given.decoder_hash)
+    for note in check_identity(made_by, given, key="model", what=str(path), allow=config.allow_vae_mismatch):
+        print(note, file=sys.stderr)
+    channels = int(vae.config["latent_channels"])
+    if chosen.mean.shape[1] != channels:
+        raise ConfigError("latents", str(path), f"these have {chosen.mean.shape[1]} channels, the model {channels}; give their own model")
+    vae = vae.to(device).eval()
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    pictured = set(_spread(len(chosen.ids), GRID))
+    pictures = []
+    for start in range(0, len(chosen.ids), BATCH):
+        pixels = to_pixels(decode(vae, chosen.mean[start : start + BATCH].to(device))).cpu()
+        for row, picture in enumerate(pixels, start):
+            channels_last = picture.permute(1, 2, 0).numpy()
+            Image.fromarray(channels_last[:, :, 0] if len(picture) == 1 else channels_last).save(out / f"{chosen.ids[row]:08d}.png")
+            if row in pictured:
+                pictures.append(picture)
+    plain_grid(torch.stack(pictures), columns=8).save(out / "grid.png")
+    print(f"{len(chosen.ids)} pictures and grid.png written to {out}")
+
+
+def _from_folder(path: Path, rows: int | None) -> Chosen:
+    latents = open_latents(str(path), "latents")
+    try:
+        read = latents.gather(_spread(len(latents), rows))
+    except LatentsError as error:
+        raise ConfigError("latents", str(path), str(error)) from error
+    return Chosen(torch.from_numpy(read.mean), read.id.tolist(), latents.manifest["encoder_hash"], latents.manifest["decoder_hash"])
+
+
+def _from_file(path: Path, rows: int | None) -> Chosen:
+    try:
+        with safe_open(path, framework="pt") as file:
+            names, metadata = set(file.keys()), file.metadata() or {}
+            name = next((n for n in ("mean", "latents") if n in names), None)
+            if name is None:
+                held = ", ".join(sorted(names)) or "nothing"
+                raise ConfigError("latents", str(path), f"holds {held}; give a file with a tensor `mean` or `latents` (N, c, h, w)")
+            shape = tuple(file.get_slice(name).get_shape())
+            if len(shape) != 4 or 0 in shape:
+                raise ConfigError("latents", str(path), f"{name} has shape {shape}; give (N, c, h, w), with N at least 1")
+            wanted = _spread(shape[0], rows)
+            mean = torch.cat([file.get_slice(name)[row : row + 1] for row in wanted]).float()
+            ids = file.get_tensor("id")[wanted].tolist() if "id" in names else wanted
+    except (OSError, SafetensorError) as error:
+        raise ConfigError("latents", str(path), f"cannot be read as safetensors ({error}); give a whole file") from error
+    finite = mean.isfinite().flatten(1).all(1)
+    if not finite.all():
+        row = wanted[int(torch.nonzero(~finite)[0])]
+        raise ConfigError("latents", str(path), f"{name} of row {row} is not finite; encode it again")
+    return Chosen(mean, ids, metadata.get("encoder_hash"), None)
+
+
+def _spread(rows: int, most: int | None) -> list[int]:
+    """At most `most` of `rows` numbers, evenly spread, ascending."""
+    return list(range(rows)) if most is None or most >= rows else [int(row) for row in np.linspace(0, rows - 1, most).round()]

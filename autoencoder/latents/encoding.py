@@ -1,0 +1,170 @@
+"""From a configuration to a finished folder of latents."""
+
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from autoencoder.data.batch import Batch
+from autoencoder.data.workers import load as load_batches
+from autoencoder.data.workers import spare_cores
+from autoencoder.latents import shards
+from autoencoder.latents.config import EncodeConfig
+from autoencoder.latents.crops import CropBatches
+from autoencoder.latents.folder import LatentsFolder
+from autoencoder.latents.manifest import finalize
+from autoencoder.latents.network import Encoder
+from autoencoder.latents.plan import Plan
+from autoencoder.latents.progress import Progress
+from autoencoder.latents.setup import Setup, set_up
+from autoencoder.latents.table import SideTable
+from autoencoder.runtime.device import describe
+from autoencoder.runtime.errors import ConfigError, UsageError
+
+MEASURED = 3
+"""Batches that the expected time is taken from."""
+
+
+def encode_dataset(config: EncodeConfig, folder: LatentsFolder) -> int:
+    """Encode what has no record yet and write the manifest; returns the exit code.
+
+    Raises:
+        UsageError: model, source or folder that cannot be used, another plan in the folder, too many unreadable images.
+        TrainingError: latents that are not finite.
+    """
+    setup = set_up(config)
+    table = SideTable(setup.source, config.data.columns, setup.plan)
+    plan = folder.agree(setup.plan)
+    for note in folder.notes:
+        print(note, file=sys.stderr)
+    records = {n: r for n in range(plan.shards) if (r := shards.read_record(folder.path, plan, n)) is not None}
+    workers = config.data.workers if config.data.workers is not None else 0 if setup.source.in_memory else spare_cores()
+    pending = [n for n in range(plan.shards) if n not in records]
+    if pending:
+        crops = CropBatches(setup.source, plan, setup.data, [rows for n in pending for rows in plan.microbatches(n)])
+        encoder = Encoder(setup.vae, plan, setup.device)
+        _announce(folder, plan, setup, pending, _seconds_a_row(crops, encoder, workers))
+    if config.preflight:
+        if not pending:
+            print(f"{folder.path}: all {plan.shards} shards are done")
+        return 0
+    if len(pending) == plan.shards:
+        folder.freeze(plan)
+    setup.keep_model(folder.path)
+    if pending:
+        for record in _encode(folder, plan, pending, crops, encoder, table, workers, setup.device.type == "cuda"):
+            records[record["shard"]] = record
+            _tolerate(records, config.data.max_bad, plan)
+    ordered = [records[n] for n in range(plan.shards)]
+    written = finalize(folder.path, plan, ordered)
+    bad = len({bad["image"] for record in ordered for bad in record["bad"]})
+    if bad:
+        print(f"{bad} of {plan.source['images']:,} images could not be read; their rows are left out and listed in the manifest (`bad`)")
+    rows = sum(record["rows"] for record in ordered)
+    print(
+        f"{folder.path}: {rows:,} rows in {plan.shards} shards, written"
+        if written
+        else f"{folder.path}: finished already ({rows:,} rows); nothing to do"
+    )
+    return 0
+
+
+def _encode(
+    folder: LatentsFolder, plan: Plan, pending: list[int], crops: CropBatches, encoder: Encoder, table: SideTable, workers: int, pin: bool
+) -> Iterator[dict[str, Any]]:
+    """Commit the pending shards, one after the other; yields their records."""
+    batches = iter(load_batches(crops, range(len(crops)), workers, pin))
+    todo = sum(len(plan.shard(n)) for n in pending)
+    progress = Progress(plan.rows, plan.rows - todo)
+    finished = False
+    try:
+        for shard in pending:
+            parts = []
+            for _ in plan.microbatches(shard):
+                batch = next(batches)
+                parts.append((batch, encoder(batch)))
+                progress.advance(len(batch.ids))
+            yield shards.write(folder.path, plan, shard, _gather(parts, table, plan))
+        finished = True
+    finally:
+        progress.close(finished)
+
+
+def _gather(parts: list[tuple[Batch, dict[str, np.ndarray]]], table: SideTable, plan: Plan) -> shards.Encoded:
+    """A shard of its microbatches, without the rows of bad images."""
+    kept = np.concatenate([batch.weight.numpy() > 0 for batch, _ in parts])
+    rows = np.concatenate([batch.position.numpy() for batch, _ in parts])
+    labels = np.concatenate([batch.labels.numpy() for batch, _ in parts])
+    images = np.concatenate([batch.photo.numpy() for batch, _ in parts])
+    names = np.array([id for batch, _ in parts for id in batch.ids], dtype=object)
+    tensors = {name: np.concatenate([moments[name] for _, moments in parts])[kept] for name in parts[0][1]}
+    _check_labels(labels[kept], names[kept], plan)
+    reasons = {id: reason for batch, _ in parts for id, reason in batch.bad}
+    bad = [
+        {"image": int(image), "name": names[lost[0]], "reason": reasons[names[lost[0]]], "rows": [int(rows[lost[0]]), int(rows[lost[-1]])]}
+        for image in np.unique(images[~kept])
+        for lost in [np.flatnonzero(images == image)]
+    ]
+    tensors |= {"label": labels[kept].astype(np.int64), "id": rows[kept].astype(np.int64)}
+    return shards.Encoded(tensors, table.of(rows[kept], images[kept], list(names[kept])), bad)
+
+
+def _check_labels(labels: np.ndarray, names: np.ndarray, plan: Plan) -> None:
+    outside = labels < -1 if plan.labels is None else (labels < -1) | (labels >= len(plan.labels))
+    if outside.any():
+        image = int(np.argmax(outside))
+        known = "labels are -1 (none) or more" if plan.labels is None else f"there are {len(plan.labels)} classes"
+        raise UsageError(f"data.label_column: image {names[image]} has label {labels[image]}, but {known}; mend the source's labels")
+
+
+def _tolerate(records: dict[int, dict[str, Any]], most: int, plan: Plan) -> None:
+    bad = {bad["image"]: f"{bad['name']} ({bad['reason']})" for record in records.values() for bad in record["bad"]}
+    if len(bad) > most:
+        raise UsageError(
+            f"data.source: {plan.source['name']}: {len(bad)} images cannot be read, data.max_bad is {most}: "
+            f"{'; '.join(list(bad.values())[:3])}; mend them, or give a larger --data.max_bad to go on without them"
+        )
+
+
+def _seconds_a_row(crops: CropBatches, encoder: Encoder, workers: int) -> float:
+    """The median of some batches after one that warms up; reading overlaps with encoding where there are workers."""
+    measured = []
+    for number in range(min(1 + MEASURED, len(crops))):
+        start = time.perf_counter()
+        batch = crops[number]
+        read = time.perf_counter()
+        encoder(batch)
+        end = time.perf_counter()
+        whole = max(end - read, (read - start) / workers) if workers else end - start
+        measured.append(whole / len(batch.ids))
+    return statistics.median(measured[1:] or measured)
+
+
+def _announce(folder: LatentsFolder, plan: Plan, setup: Setup, pending: list[int], seconds_a_row: float) -> None:
+    """Say what is to be done; ConfigError where the disk has no room for it."""
+    todo = sum(len(plan.shard(n)) for n in pending)
+    contents = "mean and log-variance" if plan.recipe["moments"] else "mean"
+    goes_on = f"; {plan.shards - len(pending)} of them are done" if len(pending) < plan.shards else ""
+    hours = todo * seconds_a_row / 3600
+    c, h, w = plan.shape
+    images = f"{plan.source['images']:,} images of {plan.source['name']} x {plan.views}"
+    print(
+        f"plan: {plan.rows:,} rows ({images}) in {plan.shards} shards{goes_on}\n"
+        f"  latents    {c} x {h} x {w}, {contents}, {plan.recipe['dtype']}, from crops of {plan.recipe['data']['resolution']} pixels\n"
+        f"  size       {plan.rows * plan.row_bytes / 2**20:,.1f} MiB, {todo * plan.row_bytes / 2**20:,.1f} of them to be written\n"
+        f"  time       {hours:.2f} hours at {1 / seconds_a_row:.1f} rows/s, measured\n"
+        f"  device     {describe(setup.device)}, precision {plan.recipe['precision']}"
+    )
+    existing = next(p for p in (folder.path.absolute(), *folder.path.absolute().parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    if free < todo * plan.row_bytes:
+        raise ConfigError(
+            "out",
+            str(folder.path),
+            f"{todo * plan.row_bytes / 2**30:.1f} GiB are to be written, but the disk has {free / 2**30:.1f} GiB; "
+            "give another disk, or moments=false or dtype=fp16 for half the size",
+        )

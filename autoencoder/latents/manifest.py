@@ -1,0 +1,60 @@
+"""The manifest: the records of all shards in one file, written when the last shard is done."""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+from autoencoder.latents.plan import Plan
+from autoencoder.latents.reader import FORMAT, MANIFEST, VERSION, manifest_digest
+from autoencoder.latents.shards import names
+from autoencoder.latents.statistics import Moments
+from autoencoder.runtime.errors import UsageError
+from autoencoder.runtime.files import partial, put
+
+
+def finalize(folder: Path, plan: Plan, records: list[dict[str, Any]]) -> bool:
+    """Write the manifest of all shards' records, in order; False where the very same one is there already.
+
+    Raises UsageError where no row is left.
+    """
+    content = json.dumps(manifest(plan, records), indent=1)
+    file = folder / MANIFEST
+    if file.is_file() and file.read_bytes() == content.encode():
+        return False
+    partial(file).write_text(content, encoding="utf-8")
+    put(file)
+    return True
+
+
+def manifest(plan: Plan, records: list[dict[str, Any]]) -> dict[str, Any]:
+    """The manifest's content, a function of plan and records; last its own digest."""
+    rows = sum(record["rows"] for record in records)
+    if not rows:
+        raise UsageError(f"data.source: none of the images of {plan.source['name']} can be read; check that these are image files")
+    moments = functools.reduce(Moments.merge, (Moments.from_json(record["moments"]) for record in records))
+    told: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "rows": rows,
+        "shape": list(plan.shape),
+        "dtype": plan.recipe["dtype"],
+        "contents": ["mean", "logvar"] if plan.recipe["moments"] else ["mean"],
+        "rows_per_image": plan.views,
+        "labels": plan.labels,
+        "statistics": moments.statistics(),
+        "encoder_hash": plan.recipe["encoder_hash"],
+        "decoder_hash": plan.decoder_hash,
+        "recipe": plan.recipe,
+        "recipe_hash": plan.recipe_hash,
+        "source": plan.source,
+        "made_with": plan.made_with,
+        "bad": [bad for record in records for bad in record["bad"]],
+        "shards": [_entry(record) for record in records],
+    }
+    return {**told, "sha256": manifest_digest(told)}
+
+
+def _entry(record: dict[str, Any]) -> dict[str, Any]:
+    latents, table, _ = names(record["shard"])
+    return {"file": latents, "rows": record["rows"], **record["files"][latents], "table": {"file": table, **record["files"][table]}}

@@ -1,0 +1,48 @@
+"""The encoder as it encodes: pixels in, moments in their stored dtype out."""
+
+import numpy as np
+import torch
+
+from autoencoder.data.batch import Batch
+from autoencoder.data.pixels import to_images
+from autoencoder.latents.plan import Plan
+from autoencoder.model import AutoencoderKL, encode
+from autoencoder.runtime.errors import TrainingError
+
+_AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Encoder:
+    """A batch's `mean`, and `logvar` where the plan stores it, (B, c, h, w); not scaled by the model's `scaling_factor`."""
+
+    def __init__(self, vae: AutoencoderKL, plan: Plan, device: torch.device) -> None:
+        self._vae, self._device = vae.to(device).eval(), device
+        self._precision, self._moments = plan.recipe["precision"], plan.recipe["moments"]
+        self._dtype, self._shape = {"fp32": np.float32, "fp16": np.float16}[plan.recipe["dtype"]], plan.shape
+
+    @torch.inference_mode()
+    def __call__(self, batch: Batch) -> dict[str, np.ndarray]:
+        """Raises TrainingError naming the image where a moment is not finite, or does not fit the stored dtype."""
+        images = to_images(batch.pixels.to(self._device, non_blocking=True))
+        with torch.autocast(self._device.type, dtype=_AUTOCAST[self._precision], enabled=self._precision != "fp32"):
+            posterior = encode(self._vae, images)
+        exact = {"mean": posterior.mean, **({"logvar": posterior.logvar} if self._moments else {})}
+        moments = {}
+        for name, value in exact.items():
+            computed = value.float().cpu().numpy()
+            assert computed.shape[1:] == self._shape
+            with np.errstate(over="ignore"):  # reported below, with the image
+                moments[name] = computed.astype(self._dtype)
+            self._check(name, computed, moments[name], batch)
+        return moments
+
+    def _check(self, name: str, computed: np.ndarray, stored: np.ndarray, batch: Batch) -> None:
+        bad = ~np.isfinite(stored).reshape(len(stored), -1).all(1) & (batch.weight.numpy() > 0)
+        if not bad.any():
+            return
+        row = int(np.argmax(bad))
+        where = f"{name} of image {batch.ids[row]} (row {int(batch.position[row])})"
+        if np.isfinite(computed[row]).all():
+            raise TrainingError(f"{where} reaches {np.abs(computed[row]).max():.4g}, fp16 ends at 65504; encode with --dtype fp32")
+        remedy = "check the autoencoder's weights" if self._precision == "fp32" else "encode with --precision fp32"
+        raise TrainingError(f"{where} is not finite in {self._precision}; {remedy}")

@@ -1,0 +1,129 @@
+"""What an encoding starts from: network, images, device, and the plan that follows from them."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autoencoder import artifact
+from autoencoder.config import DataConfig
+from autoencoder.data.sources import Source, open_source
+from autoencoder.identity import identity
+from autoencoder.latents.config import EncodeConfig
+from autoencoder.latents.folder import VAE
+from autoencoder.latents.plan import Plan
+from autoencoder.model import AutoencoderKL, downsampling, load
+from autoencoder.model_path import folder_of
+from autoencoder.runtime.config_file import plain
+from autoencoder.runtime.device import choose_precision, describe
+from autoencoder.runtime.errors import ConfigError, UsageError
+from autoencoder.runtime.files import partial, put
+from autoencoder.runtime.versions import versions
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What `set_up` found."""
+
+    vae: AutoencoderKL
+    source: Source
+    data: DataConfig
+    device: torch.device
+    plan: Plan
+    preprocessing: dict[str, Any]
+    likelihood: Path | None
+    """The likelihood's file beside the model, if there is one."""
+
+    def keep_model(self, folder: Path) -> None:
+        """Write `vae/` into the folder of latents, where it is not there yet: whole or not at all, never folded."""
+        kept = folder / VAE
+        if kept.is_dir():
+            return
+        beside = partial(kept)
+        shutil.rmtree(beside, ignore_errors=True)
+        artifact.save_autoencoder(self.vae, beside, preprocessing=self.preprocessing, likelihood=None)
+        if self.likelihood is not None:
+            shutil.copyfile(self.likelihood, beside / artifact.LIKELIHOOD)
+        # diffusers writes down where the weights were loaded from, a path on this machine.
+        config = json.loads((beside / "config.json").read_text())
+        config.pop("_name_or_path", None)
+        (beside / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        for file in beside.iterdir():
+            # safetensors makes files that nobody else may read.
+            file.chmod((beside / "config.json").stat().st_mode)
+        put(kept)
+
+
+def set_up(config: EncodeConfig) -> Setup:
+    """Load the model, open the images and plan the rows; UsageError for whatever cannot be used."""
+    vae = load(config.model, subfolder=config.subfolder, revision=config.revision, variant=config.variant)
+    found = folder_of(config.model, config.subfolder)
+    known = None if found is None else artifact.load_preprocessing(found)
+    data = _crops(config, vae, known)
+    assert config.data.source is not None
+    source = open_source(config.data.source, split=config.data.split, config=data)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = choose_precision(config.precision, device)
+    if precision == "fp16" and device.type == "cpu":
+        raise ConfigError("precision", precision, "fp16 needs a GPU; give auto, bf16 or fp32")
+    preprocessing = {key: known[key] for key in ("pixels", "crops")} if known else artifact.preprocessing(data, 256)
+    hashes = identity(vae, preprocessing["pixels"])
+    settings = {key: plain(getattr(data, key)) for key in ("split", "resolution", "resize", "filter", "crop", "zoom")}
+    asked = {key: getattr(config.data, key) for key in ("crops", "image_column", "label_column", "columns")}
+    side = data.resolution // downsampling(vae)
+    plan = Plan(
+        recipe={
+            "encoder_hash": hashes.encoder_hash,
+            "pixels": preprocessing["pixels"],
+            "data": {**settings, **asked},
+            **{key: getattr(config, key) for key in ("mirrors", "seed", "moments", "dtype", "batch_size", "shard_rows")},
+            "precision": precision,
+        },
+        source={"name": source.name, "fingerprint": source.fingerprint, "images": len(source)},
+        shape=(int(vae.config["latent_channels"]), side, side),
+        labels=source.labels,
+        decoder_hash=hashes.decoder_hash,
+        made_with={**versions(), "device": describe(device)},
+    )
+    likelihood = None if found is None else found / artifact.LIKELIHOOD
+    return Setup(vae, source, data, device, plan, preprocessing, likelihood if likelihood and likelihood.is_file() else None)
+
+
+def _crops(config: EncodeConfig, vae: AutoencoderKL, known: dict[str, Any] | None) -> DataConfig:
+    """The crops as given, else as the model's recipe has them."""
+    given, recipe = config.data, known["crops"] if known else {}
+    resolution, resize = given.resolution, given.resize
+    if resolution is None:
+        resolution = recipe.get("resolution")
+        resize = given.resize or recipe.get("resize")
+    if resolution is None:
+        raise ConfigError(
+            "data.resolution", None, "give the side of the crops in pixels: this model has no preprocessing.json to take it from"
+        )
+    channels, factor = int(vae.config["in_channels"]), downsampling(vae)
+    if channels not in (1, 3):
+        raise UsageError(f"model: {config.model} takes images of {channels} channels; give one for 3 (RGB) or 1 (grey)")
+    if resolution % factor:
+        raise ConfigError("data.resolution", resolution, f"give a multiple of {factor}, the network's downsampling factor")
+    assert given.source is not None
+    try:
+        return DataConfig(
+            source=given.source,
+            split=given.split,
+            image_column=given.image_column,
+            label_column=given.label_column,
+            resolution=resolution,
+            channels=channels,
+            resize=resize,
+            crop=given.crop,
+            zoom=given.zoom,
+            flip=False,
+            filter=given.filter or recipe.get("filter", "lanczos"),
+            workers=given.workers,
+            max_bad=given.max_bad,
+        )
+    except ConfigError as error:
+        raise error.under("data") from None

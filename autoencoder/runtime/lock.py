@@ -1,0 +1,66 @@
+"""A folder that one process at a time writes in. Torch-free."""
+
+import fcntl
+import os
+import socket
+from pathlib import Path
+
+from autoencoder.runtime.errors import ConfigError
+
+LOCK = ".lock"
+
+
+def make_folder(path: Path, purpose: str) -> set[str]:
+    """Make the folder given as `out` where it is not there yet; the names in it. ConfigError where that cannot be done."""
+    if not str(path).strip() or path == Path():
+        raise ConfigError("out", str(path), f"give a folder for {purpose}")
+    if path.exists() and not path.is_dir():
+        raise ConfigError("out", str(path), f"a file; give a folder for {purpose}")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        return {entry.name for entry in path.iterdir()}
+    except OSError as error:
+        raise ConfigError("out", str(path), f"cannot be made or read ({error.strerror}); give a folder that can be written") from error
+
+
+def hold(path: Path, notes: list[str]) -> int:
+    """An exclusive lock on the folder, which ends with this process at the latest; `notes` gets one where it cannot be locked.
+
+    Raises ConfigError where another process holds it, or where it cannot be written.
+    """
+    try:
+        lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise ConfigError("out", str(path), f"cannot be written ({error.strerror}); give a folder that can be written") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.pread(lock, 200, 0).decode(errors="replace").strip() or "another process"
+        os.close(lock)
+        raise ConfigError("out", str(path), f"in use by {holder}; wait for it, stop it, or give another folder") from error
+    except OSError as error:
+        notes.append(f"{path} cannot be locked ({error.strerror}): see to it that no other process writes there")
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    _held.append(lock)
+    return lock
+
+
+def release(lock: int) -> None:
+    """Let other processes have the folder; a second time does nothing."""
+    if lock in _held:
+        _held.remove(lock)
+        os.close(lock)
+
+
+_held: list[int] = []
+
+
+def _release_in_child() -> None:
+    # Else loader workers that outlive a killed run for some seconds would hold its lock.
+    for lock in _held:
+        os.close(lock)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_release_in_child)
