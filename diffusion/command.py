@@ -11,6 +11,9 @@ COMMANDS = {
     "evaluate_autoencoder": ("autoencoder.evaluate", "measure an autoencoder: PSNR, SSIM, NLL, KL, bits/dim, with intervals"),
     "reconstruct": ("autoencoder.reconstruct", "write images beside their reconstructions"),
     "export_autoencoder": ("autoencoder.export", "write a checkpoint's weights for other tools"),
+    "encode_dataset": ("autoencoder.encode", "encode images to a data set of latents"),
+    "train_diffusion": ("diffusion.train", "train a latent diffusion model and export a stock pipeline"),
+    "sample": ("diffusion.sample", "draw images from a pipeline"),
     "report": ("autoencoder.report.command", "make one HTML page of one run or several"),
 }
 """Module with the command's `main(argv) -> int`, and what the command does."""

@@ -13,15 +13,16 @@ def main(processes: int, out: Path, argv: list[str]) -> int:
     """Train with plain SGD; the main process writes `gradients.safetensors` and the end's weights and average."""
     import autoencoder.runtime.loop as loop
     from autoencoder.runtime import launch
+    from autoencoder.runtime.config import OptimizerConfig
     from autoencoder.runtime.optim import Optimizers
     from diffusion import command
 
     torch.set_num_threads(1)
     saved: dict[str, torch.Tensor] = {}
 
-    def sgd(module: nn.Module, *arguments: object, **options: object) -> Optimizers:
+    def sgd(module: nn.Module, config: OptimizerConfig, **options: object) -> Optimizers:
         names = {p: n for n, p in module.named_parameters()}
-        return Optimizers({"sgd": torch.optim.SGD(names, lr=1e-5, fused=True)}, names)
+        return Optimizers({"sgd": torch.optim.SGD(names, lr=config.lr, fused=True)}, names)
 
     def note(step: int, module: nn.Module) -> None:
         for name, parameter in module.named_parameters():

@@ -14,7 +14,14 @@ from safetensors.torch import load_file
 from tests.children import SMALL
 
 # Three steps of eight images and a last one of five: the split of the last is uneven.
-ARGV = [*SMALL, "--train.images=29", "--train.microbatch=2", "--log.validate_every_images=16", "--optimizer.clip_norm=null"]
+ARGV = [
+    *SMALL,
+    "--train.images=29",
+    "--train.microbatch=2",
+    "--log.validate_every_images=16",
+    "--optimizer.clip_norm=null",
+    "--optimizer.lr=1e-5",
+]
 ROOT = Path(__file__).parents[1]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]

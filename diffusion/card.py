@@ -1,0 +1,56 @@
+"""The model card of an exported pipeline: what it is, how to sample it, where it comes from."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from diffusion.config import TrainDiffusionConfig
+from diffusion.space import LatentSpace
+
+_CLASSES_SHOWN = 20
+
+
+def model_card(config: TrainDiffusionConfig, space: LatentSpace, *, evaluation: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
+    """The card as Markdown with the hub's front matter. Holds no path: provenance names sources by what they call themselves."""
+    front = ["---", "library_name: diffusers", "pipeline_tag: unconditional-image-generation", "tags:"]
+    front += [f"- {tag}" for tag in ("diffusers", "latent-diffusion", "flow-matching", "dit", "firststage")] + ["---"]
+    channels, height, width = space.shape
+    kind = f"Class-conditional ({space.classes} classes)" if space.classes else "Unconditional"
+    size = f"DiT {config.denoiser.preset}, patch {config.denoiser.patch_size}"
+    lines = [
+        *front,
+        "",
+        "# Latent diffusion pipeline",
+        "",
+        f"{kind} flow-matching model ({size}) on {channels} x {height} x {width} latents of a KL autoencoder. A stock `DiTPipeline`: the "
+        "per-channel normalisation of the latents is folded into the autoencoder's 1x1 convolutions, and `scaling_factor` is 1.",
+        "",
+        "```python",
+        "import torch",
+        "from diffusers import DiTPipeline",
+        "",
+        'pipe = DiTPipeline.from_pretrained("PATH_OR_HUB_ID")',
+        _call(config, space),
+        "```",
+        "",
+        "Keep the scheduler or another DPM-Solver++ on flow sigmas: `DiTPipeline` runs Euler schedulers wrongly in silence.",
+        "",
+    ]
+    if space.labels is not None:
+        shown = [f"{i}: {name}" for i, name in enumerate(space.labels[:_CLASSES_SHOWN])]
+        more = [f"... {space.classes - _CLASSES_SHOWN} more in `model_index.json`"] if space.classes > _CLASSES_SHOWN else []
+        lines += ["## Classes", "", ", ".join(shown + more), ""]
+    lines += ["## Measured", "", "| | |", "|---|---|"]
+    lines += [f"| {name} | {metric['mean']:.4g} |" for name, metric in evaluation["metrics"].items()]
+    if evaluation.get("frechet_on"):
+        lines += ["", f"{evaluation['frechet_on']}"]
+    lines += ["", "## Provenance", "", "```json", json.dumps(provenance, indent=1), "```", ""]
+    return "\n".join(lines)
+
+
+def _call(config: TrainDiffusionConfig, space: LatentSpace) -> str:
+    steps, seed = config.sampling.steps, "generator=torch.manual_seed(0)"
+    if not space.classes:
+        return f"images = pipe(class_labels=[1000] * 4, guidance_scale=1, num_inference_steps={steps}, {seed}).images"
+    labels = [i % space.classes for i in range(4)]
+    return f"images = pipe(class_labels={labels}, guidance_scale={config.sampling.guidance}, num_inference_steps={steps}, {seed}).images"

@@ -1,0 +1,148 @@
+"""The diffusion stage's configuration. Torch-free: every command's --help is built from it."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from autoencoder.runtime.config import CheckpointConfig, LogConfig, OptimizerConfig, TrainConfig
+from autoencoder.runtime.errors import require
+
+MOST_CLASSES = 1000
+"""Stock DiT pipelines have the null class at 1000, whatever the number of classes."""
+
+PRESETS: dict[str, dict[str, int]] = {
+    # Two CPU cores: the demo, tests and sketches.
+    "tiny": {"layers": 6, "heads": 3, "head_dim": 64},
+    # Peebles & Xie 2023, table 1.
+    "S": {"layers": 12, "heads": 6, "head_dim": 64},
+    "B": {"layers": 12, "heads": 12, "head_dim": 64},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentsConfig:
+    """How the stored moments become training latents."""
+
+    draw: Literal["sample", "mean"] = "sample"
+    """`sample`: a fresh draw of the posterior each time a row is seen; `mean`: its mean (all that a data set without `logvar` has)."""
+    validation_rows: int = 512
+    """Most rows held out to validate on, never more than a tenth. All rows of an image (crops, mirrors) stay on one side, but in
+    data sets of fewer than 100 images."""
+    workers: int | None = None
+    """Loader processes for each training process; null: none on a CPU, two on a GPU."""
+
+    def __post_init__(self) -> None:
+        require(self.validation_rows >= 1, "validation_rows", self.validation_rows, "give at least 1")
+        require(self.workers is None or self.workers >= 0, "workers", self.workers, "give 0 or more, or null")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiserConfig:
+    """The network: a diffusers DiTTransformer2DModel (Peebles & Xie 2023)."""
+
+    preset: Literal["tiny", "S", "B"] = "S"
+    """`S` and `B` as published; `tiny` for two cores."""
+    patch_size: int = 2
+    """Latents a side of a token: halving it makes four times the tokens."""
+    layers: int | None = None
+    """Transformer blocks; null takes the preset's."""
+    heads: int | None = None
+    """Attention heads; null takes the preset's."""
+    head_dim: int | None = None
+    """Width of a head; the network's width is heads x head_dim. Null takes the preset's."""
+
+    def __post_init__(self) -> None:
+        require(self.patch_size >= 1, "patch_size", self.patch_size, "give at least 1")
+        for key in ("layers", "heads", "head_dim"):
+            require(getattr(self, key) is None or getattr(self, key) >= 1, key, getattr(self, key), "give at least 1")
+        width = self.shape()["heads"] * self.shape()["head_dim"]
+        require(width % 4 == 0, "head_dim", self.head_dim, f"heads x head_dim is {width}; give a multiple of 4 (position embedding)")
+
+    def shape(self) -> dict[str, int]:
+        """The preset with the overrides in it."""
+        given: dict[str, Any] = {key: getattr(self, key) for key in PRESETS[self.preset]}
+        return {**PRESETS[self.preset], **{key: value for key, value in given.items() if value is not None}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessConfig:
+    """Flow matching: x_t = (1 - t) latents + t noise, and the network gives the velocity, noise - latents."""
+
+    t_mean: float = 0.0
+    """Mean of logit(t) in training (Esser et al. 2024, eq. 19); above 0 trains more on noisy latents."""
+    t_std: float = 1.0
+    """Standard deviation of logit(t) in training."""
+
+    def __post_init__(self) -> None:
+        require(self.t_std > 0, "t_std", self.t_std, "give a standard deviation above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditioningConfig:
+    """What the network is told beside the noisy latents."""
+
+    classes: Literal["auto", "none"] = "auto"
+    """`auto`: the data set's labels where it has them; `none`: train without."""
+    dropout: float = 0.1
+    """Share of labels replaced by the null class, which guidance needs (Ho & Salimans 2022)."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "give a share from 0 to below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How samples are drawn for grids and for the final evaluation."""
+
+    sampler: Literal["euler", "heun"] = "heun"
+    """`euler`: one evaluation of the network a step; `heun`: two, second order."""
+    steps: int = 20
+    """Steps from noise to latents."""
+    guidance: float = 1.5
+    """Classifier-free guidance of the grids; 1 is none, and without classes there is none."""
+    evaluate: int = 512
+    """Samples of the final evaluation (unguided): their Fréchet distance to held-out latents. 0 leaves it out."""
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, "steps", self.steps, "give at least 1")
+        require(self.guidance >= 1, "guidance", self.guidance, "give 1 (none) or more")
+        require(self.evaluate == 0 or self.evaluate >= 2, "evaluate", self.evaluate, "give 0 or at least 2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainDiffusionConfig:
+    """Train a latent diffusion model and export a stock pipeline."""
+
+    latents: str
+    """The folder that encode_dataset wrote."""
+    out: str
+    """The run's folder: new to start, the same again to go on."""
+    vae: str | None = None
+    """Autoencoder whose decoder draws and goes into the pipeline; null: the one in `latents`."""
+    allow_vae_mismatch: bool = False
+    """Go on, noted, where the latents are of another encoder than `vae`, or than those that the run began with."""
+    data: LatentsConfig = field(default_factory=LatentsConfig)
+    """Latents."""
+    conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
+    """Conditioning."""
+    denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
+    """Network."""
+    process: ProcessConfig = field(default_factory=ProcessConfig)
+    """Noise process."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """Samples."""
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(lr=2e-4, betas=(0.9, 0.95), schedule="constant", warmup_images="20k")
+    )
+    """Optimiser."""
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(images="20M", batch_size=256, ema_halflife_images="500k"))
+    """Training; images are rows of latents."""
+    log: LogConfig = field(default_factory=lambda: LogConfig(every_images="20k", validate_every_images="1M"))
+    """Logging and validation."""
+    checkpoint: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(every_images="1M"))
+    """Checkpoints."""
+    init_from: str | None = None
+    """Start from the weights of another diffusion run or checkpoint on latents of the same encoder."""
+    resume: Literal["auto", "never"] = "auto"
+    """`auto` goes on where the folder's newest complete checkpoint ends; `never` refuses a used folder."""
+    preflight: bool = False
+    """Do real steps, validation, checkpoint and export in a scratch folder, print memory and expected hours, stop."""

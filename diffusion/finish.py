@@ -1,0 +1,138 @@
+"""The end of a diffusion run: evaluate the averaged weights, draw, export the pipeline, report."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autoencoder.report.page import write_report
+from autoencoder.report.pictures import grid
+from autoencoder.runtime.files import replace_text
+from autoencoder.runtime.rng import generator
+from autoencoder.runtime.versions import versions
+from diffusion import frechet, sampling
+from diffusion.card import model_card
+from diffusion.data import draw, gather
+from diffusion.denoiser import Denoiser
+from diffusion.evaluation import TwoSample, nearest, two_sample
+from diffusion.pipeline import Parts, write_pipeline
+from diffusion.task import DiffusionTask
+
+NEIGHBOURS = 16
+"""Samples that are shown above their nearest training latents."""
+MOST_CANDIDATES = 50_000
+"""Training rows that are searched for them, spread evenly."""
+CHUNK = 2048
+
+
+def finish(task: DiffusionTask, module: Denoiser, recipe: dict[str, Any], notes: Sequence[str]) -> None:
+    """Write `evaluation.json`, `images/neighbours.png`, `pipeline/` and `report.html`; every process calls it."""
+    levels = task.noise_levels(module)
+    if task.accelerator.is_main_process:
+        metrics: dict[str, Any] = {"loss": _metric(sum(level.loss for level in levels) / len(levels))}
+        report: dict[str, Any] = {"metrics": metrics, "noise_levels": [vars(level) for level in levels], "classes": task.space.labels}
+        if _number(task) == 1:
+            task.accelerator.print("1 held-out row is too few for a Fréchet distance: it is left out")
+        elif _number(task):
+            task.accelerator.print(f"sampling {_number(task)} latents for the evaluation")
+            measured = _compare(task, module)
+            metrics["frechet"], metrics["frechet_floor"] = _metric(measured.samples), _metric(measured.floor)
+            metrics["frechet_untrained"] = _metric(measured.untrained)
+            report["frechet_on"] = _frechet_on(task, measured)
+        _draw_neighbours(task, module)
+        told = _provenance(task, notes)
+        report["provenance"] = told
+        card = model_card(task.config, task.space, evaluation=report, provenance=told)
+        parts = Parts(module.dit, task.vae, task.space, recipe, card)
+        difference = write_pipeline(parts, task.folder / "pipeline")
+        task.accelerator.print(
+            f"{task.folder / 'pipeline'}: loaded and sampled by stock diffusers in a fresh process; "
+            f"latents differ from our own sampler's by {difference:.1g}"
+        )
+        report["provenance"] = {**told, "pipeline": {"largest_difference_to_stock": difference}}
+        replace_text(task.folder / "evaluation.json", json.dumps(report, indent=1))
+        write_report([task.folder], task.folder / "report.html")
+    task.accelerator.wait_for_everyone()
+
+
+def _number(task: DiffusionTask) -> int:
+    return min(task.config.sampling.evaluate, len(task.validation_rows), len(task.train_rows.rows))
+
+
+@torch.no_grad()
+def _compare(task: DiffusionTask, module: Denoiser) -> TwoSample:
+    """Unguided samples, held-out and training latents, and noise, as many of each."""
+    number = _number(task)
+    held_out, _, labels = task.validation_rows.read(range(number))
+    seed, shape = task.config.train.seed, task.space.shape
+    samples = task.samples(module, labels, guidance=1.0)
+    return two_sample(samples, held_out, _training(task, number), sampling.noise(seed, range(number), shape))
+
+
+def _training(task: DiffusionTask, most: int) -> Tensor:
+    """Normalised draws (N, c, h, w) of at most `most` training rows, spread evenly."""
+    read = gather(task.train_rows.latents, _spread(task, most))
+    noise = generator(task.config.train.seed, "training rows", 0).standard_normal(read.mean.shape, dtype=np.float32)
+    return draw(read, noise, task.space, task.config.data.draw)
+
+
+def _spread(task: DiffusionTask, most: int) -> np.ndarray:
+    """Numbers of at most `most` training rows, spread evenly."""
+    rows = task.train_rows.rows
+    return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(np.int64)]
+
+
+def _means(task: DiffusionTask) -> Iterator[Tensor]:
+    """Normalised posterior means of the candidates for nearest neighbours, in chunks."""
+    rows = _spread(task, MOST_CANDIDATES)
+    for start in range(0, len(rows), CHUNK):
+        yield task.space.normalize(torch.from_numpy(gather(task.train_rows.latents, rows[start : start + CHUNK]).mean))
+
+
+def _draw_neighbours(task: DiffusionTask, module: Denoiser) -> None:
+    """Samples, each above the training latent (posterior mean) nearest to it, both decoded."""
+    samples = task.samples(module, task.sample_labels(NEIGHBOURS), task.config.sampling.guidance)
+    found = nearest(samples, _means(task))
+    folder = task.folder / "images"
+    folder.mkdir(exist_ok=True)
+    grid(task.images(samples), task.images(found), columns=8).save(folder / "neighbours.png")
+
+
+def _frechet_on(task: DiffusionTask, measured: TwoSample) -> str:
+    channels, height, width = task.space.shape
+    k = frechet.block(task.space.shape)
+    pooled = f" averaged over {k} x {k} blocks" if k > 1 else ""
+    return (
+        "Fréchet distance between Gaussians fitted to the autoencoder's own normalised latents "
+        f"({channels} x {height} x {width}{pooled}) of {measured.number} unguided samples ({task.config.sampling.sampler}, "
+        f"{task.config.sampling.steps} steps) and of {measured.number} held-out rows. Floor: training rows in place of samples. "
+        "Untrained: samples of the untrained network. Not comparable with FID."
+    )
+
+
+def _metric(value: float) -> dict[str, Any]:
+    return {"mean": value, "low": None, "high": None, "unit": ""}
+
+
+def _provenance(task: DiffusionTask, notes: Sequence[str]) -> dict[str, Any]:
+    source = task.train_rows.latents.manifest["source"]
+    # The card may be published: of a folder or file here, its name alone.
+    name = Path(source["name"]).name if Path(source["name"]).exists() else source["name"]
+    space, config = task.space, task.config
+    return {
+        "encoder_hash": space.encoder_hash,
+        "decoder_hash": space.decoder_hash,
+        "latents": {"recipe_hash": space.recipe_hash, "rows": space.rows, "shape": list(space.shape), "data": {**source, "name": name}},
+        "sampling": {"sampler": config.sampling.sampler, "steps": config.sampling.steps, "guidance": config.sampling.guidance},
+        "validation": f"velocity error on {len(task.validation_rows)} held-out rows at fixed times and noise",
+        "images_seen": task.steps.images,
+        "seed": config.train.seed,
+        "precision": task.accelerator.mixed_precision,
+        "threads": torch.get_num_threads(),
+        "notes": list(notes),
+        "versions": versions(),
+    }

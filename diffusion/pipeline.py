@@ -1,0 +1,132 @@
+"""A run's result as a folder that stock `DiffusionPipeline.from_pretrained` loads, and the gate that it has to pass."""
+
+import copy
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from autoencoder.artifact import PREPROCESSING
+from autoencoder.model import AutoencoderKL, decode
+from autoencoder.runtime import torchvision_operators
+from autoencoder.runtime.errors import TrainingError
+from autoencoder.runtime.files import replace_text
+from diffusion import sampling
+from diffusion.denoiser import NULL_CLASS, Denoiser, DiTTransformer2DModel
+from diffusion.fold import fold
+from diffusion.space import LatentSpace
+
+from diffusers import DiTPipeline, DPMSolverMultistepScheduler  # isort: skip
+
+INDEX = "model_index.json"
+GATE_STEPS = 8
+GATE_TOLERANCE = 1e-3
+"""Largest difference of normalised latents between stock code and ours that passes; it is about 1e-5 where all is well."""
+
+
+def build_scheduler() -> DPMSolverMultistepScheduler:
+    """A stock scheduler that samples flows: DPM-Solver++ on flow sigmas. `DiTPipeline` with Euler's or FlowMatch's is wrong or raises."""
+    return DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, solver_order=2, final_sigmas_type="zero")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a pipeline is made of."""
+
+    dit: DiTTransformer2DModel
+    vae: AutoencoderKL
+    """Not folded."""
+    space: LatentSpace
+    preprocessing: dict[str, Any]
+    """The autoencoder's pixel recipe and crops, and the hashes of its unfolded weights."""
+    card: str
+    """Text of the model card."""
+
+
+def write_pipeline(parts: Parts, folder: Path) -> float:
+    """Write the pipeline to `folder`, once stock code in a fresh process has sampled it as we do; returns the largest difference.
+
+    Raises:
+        TrainingError: it does not load there, or samples something else; what was written stays beside `folder` to look at.
+    """
+    beside = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    dit, space = copy.deepcopy(parts.dit).float().cpu().eval(), parts.space
+    vae = copy.deepcopy(parts.vae).float().cpu().eval()
+    folded = fold(vae, space.mean, space.std)
+    # diffusers would publish the path that it was loaded from.
+    folded.register_to_config(_name_or_path="")
+    DiTPipeline(transformer=dit, vae=folded, scheduler=build_scheduler()).save_pretrained(beside)
+    # What diffusers leaves out: the class names.
+    index = json.loads((beside / INDEX).read_text())
+    if space.labels is not None:
+        index["id2label"] = {str(i): name for i, name in enumerate(space.labels)}
+        replace_text(beside / INDEX, json.dumps(index, indent=2) + "\n")
+    folding = {"mean": space.mean, "std": space.std, "of": {"encoder_hash": space.encoder_hash, "decoder_hash": space.decoder_hash}}
+    replace_text(beside / "vae" / PREPROCESSING, json.dumps({**parts.preprocessing, "folded": folding}, indent=1))
+    replace_text(beside / "README.md", parts.card)
+    difference = gate(beside, Denoiser(dit), vae, space)
+    shutil.rmtree(folder, ignore_errors=True)
+    beside.rename(folder)
+    return difference
+
+
+@torch.no_grad()
+def gate(folder: Path, denoiser: Denoiser, vae: AutoencoderKL, space: LatentSpace) -> float:
+    """Sample the pipeline in a fresh process with stock diffusers alone, and compare with our own Euler on the unfolded autoencoder.
+
+    Returns the largest absolute difference of the normalised latents. Raises TrainingError where stock code fails, or differs in
+    latents, images or class table.
+    """
+    labels = [0, space.classes - 1] if space.classes else [NULL_CLASS, NULL_CLASS]
+    request = {"class_labels": labels, "guidance_scale": 2.0 if space.classes else 1.0, "steps": GATE_STEPS, "seed": 0}
+    latents, images, table = sample_in_stock(folder, request)
+    own = sample_as_stock(denoiser, request, space.shape)
+    own_images = (decode(vae, space.denormalize(own)) / 2 + 0.5).clamp(0, 1)
+    difference, pixels = float((latents - own).abs().max()), float((images - own_images).abs().max())
+    expected = {name.strip(): i for i, names in enumerate(space.labels or []) for name in names.split(",")}
+    if not difference <= GATE_TOLERANCE or not pixels <= 10 * GATE_TOLERANCE or table != expected:
+        raise TrainingError(
+            f"{folder}: stock diffusers samples something else than we do (latents differ by {difference:.2g}, pixels by {pixels:.2g}, "
+            f"classes {len(table)} of {len(expected)}); the pipeline was not put in place"
+        )
+    return difference
+
+
+def sample_in_stock(folder: Path, request: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, int]]:
+    """Latents (N, c, h, w), images in [0, 1] (N, C, H, W) and class ids by name, from `stock.py` in a process of its own."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "WORLD_SIZE", "RANK", "LOCAL_RANK")}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "samples.safetensors"
+        script = Path(__file__).with_name("stock.py")
+        operators = torchvision_operators.__file__
+        command = [sys.executable, "-I", str(script), operators, str(folder.absolute()), str(out), json.dumps(request)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            raise TrainingError(f"{folder}: stock diffusers in a process of its own cannot load and sample it: {reason}")
+        with safe_open(out, framework="pt") as file:
+            return file.get_tensor("latents"), file.get_tensor("images"), json.loads(file.metadata()["labels"])
+
+
+@torch.no_grad()
+def sample_as_stock(denoiser: Denoiser, request: dict[str, Any], shape: tuple[int, int, int]) -> Tensor:
+    """The same request by our Euler sampler: stock noise, and the scheduler's own grid, whose timesteps are whole numbers."""
+    scheduler = build_scheduler()
+    scheduler.set_timesteps(request["steps"])
+    grid = scheduler.sigmas.tolist()
+    whole = {sigma: float(timestep) / 1000 for sigma, timestep in zip(grid, scheduler.timesteps, strict=False)}
+    labels = torch.tensor(request["class_labels"])
+    start = torch.randn((len(labels), *shape), generator=torch.Generator().manual_seed(request["seed"]))
+    velocity = sampling.guided(denoiser, labels, request["guidance_scale"])
+    return sampling.euler(lambda x, sigma: velocity(x, whole[sigma]), start, grid)

@@ -1,0 +1,128 @@
+"""The diffusion stage as a task of the training loop."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from autoencoder.data.pixels import to_pixels
+from autoencoder.data.steps import Steps
+from autoencoder.model import AutoencoderKL, decode
+from autoencoder.report.pictures import plain_grid
+from autoencoder.runtime.checkpoint import HasTensors
+from autoencoder.runtime.config import count
+from diffusion import process
+from diffusion.config import TrainDiffusionConfig
+from diffusion.data import LatentBatch, LatentLoader, TrainRows, ValidationRows
+from diffusion.denoiser import NULL_CLASS, Denoiser, edges
+from diffusion.evaluation import NoiseLevel, draw_samples, validation_loss
+from diffusion.space import LatentSpace
+
+
+@dataclass
+class FlowTerms:
+    """Per-image loss of a microbatch, (B,)."""
+
+    loss: Tensor
+    named: dict[str, Tensor]
+
+
+class DiffusionTask:
+    """Latents to the flow-matching loss; validation at fixed times and noise, with a grid of samples."""
+
+    def __init__(
+        self,
+        config: TrainDiffusionConfig,
+        module: Denoiser,
+        space: LatentSpace,
+        train: TrainRows,
+        validation: ValidationRows,
+        vae: AutoencoderKL,
+        accelerator: Accelerator,
+        folder: Path,
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.config, self.module, self.space, self.train_rows, self.validation_rows = config, module, space, train, validation
+        self.accelerator, self.folder, self.notes = accelerator, folder, list(notes)
+        self.vae = vae.to(accelerator.device).eval().requires_grad_(False)
+        self.edges = edges(module.dit)
+        self.steps = Steps(
+            images=count(config.train.images, "train.images"),
+            batch_size=config.train.batch_size,
+            microbatch=config.train.microbatch,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+        )
+
+    def loader(self, first_step: int) -> Iterable[tuple[int, list[LatentBatch]]]:
+        pin_memory = self.accelerator.device.type == "cuda"
+        return LatentLoader(self.train_rows, self.steps, first_step=first_step, workers=self.config.data.workers, pin_memory=pin_memory)
+
+    def losses(self, module: nn.Module, batch: LatentBatch, images: int) -> FlowTerms:
+        predicted = module(process.noisy(batch.latents, batch.noise, batch.t), batch.t, batch.labels)
+        return FlowTerms(process.squared_error(predicted, batch.latents, batch.noise), {})
+
+    def update(self, means: dict[str, Tensor], found_inf: Tensor) -> None:
+        pass
+
+    def scalars(self, means: dict[str, float], images: int) -> dict[str, float]:
+        return {}
+
+    @property
+    def batch_size(self) -> int:
+        """Rows that go through the network at once outside training."""
+        share = -(-self.config.train.batch_size // self.accelerator.num_processes)
+        return min(share, self.config.train.microbatch or share)
+
+    def noise_levels(self, module: Denoiser) -> list[NoiseLevel]:
+        """The validation loss by time; every process calls it."""
+        return validation_loss(module, self.validation_rows, self.config.process, accelerator=self.accelerator, batch_size=self.batch_size)
+
+    def validate(self, module: Denoiser, step: int) -> dict[str, float]:
+        module.eval()
+        levels = self.noise_levels(module)
+        if self.accelerator.is_main_process:
+            self._draw(module, step)
+        return {"loss": sum(level.loss for level in levels) / len(levels)}
+
+    def images(self, latents: Tensor) -> Tensor:
+        """Normalised latents (N, c, h, w) to pixels (N, C, H, W), uint8 on the CPU, in batches."""
+        device = self.accelerator.device
+        with torch.no_grad():
+            return torch.cat(
+                [to_pixels(decode(self.vae, self.space.denormalize(z.to(device)))).cpu() for z in latents.split(self.batch_size)]
+            )
+
+    def sample_labels(self, number: int) -> Tensor:
+        """Labels (N,) of the first samples: the classes in turn."""
+        return torch.arange(number) % self.space.classes if self.space.classes else torch.full((number,), NULL_CLASS)
+
+    def samples(self, module: Denoiser, labels: Tensor, guidance: float) -> Tensor:
+        """Samples number 0 to N - 1 of the averaged weights, normalised latents (N, c, h, w)."""
+        return draw_samples(
+            module, labels, self.config.sampling, seed=self.config.train.seed, shape=self.space.shape, guidance=guidance,
+            batch_size=self.batch_size,
+        )  # fmt: skip
+
+    def _draw(self, module: Denoiser, step: int) -> None:
+        folder = self.folder / "images"
+        folder.mkdir(exist_ok=True)
+        samples = self.samples(module, self.sample_labels(self.config.log.grid_images), self.config.sampling.guidance)
+        # A column a class, where there is room for it.
+        classes = self.space.classes
+        columns = max(1, 8 // classes) * classes if 0 < classes <= 10 else 8
+        plain_grid(self.images(samples), columns=columns).save(folder / f"step-{step:08d}.png")
+
+    def held(self) -> dict[str, HasTensors]:
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        return {"encoder_hash": self.space.encoder_hash, "notes": self.notes}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        # What was noted at earlier starts belongs to the weights as well.
+        self.notes = list(dict.fromkeys([*state["notes"], *self.notes]))

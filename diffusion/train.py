@@ -1,0 +1,47 @@
+"""`train_diffusion`: parse, check, and only then import what is heavy."""
+
+from pathlib import Path
+
+from autoencoder.latents.check import check_latents
+from autoencoder.model_path import check_model
+from autoencoder.runtime import cli
+from autoencoder.runtime.errors import ConfigError
+from autoencoder.runtime.processes import is_main_process
+from autoencoder.runtime.run_folder import RunFolder
+from diffusion.config import TrainDiffusionConfig
+
+
+def check(config: TrainDiffusionConfig) -> None:
+    """Refuse what can be refused without torch: missing folders."""
+    check_latents(config.latents, "latents")
+    if config.vae is not None:
+        check_model(config.vae, "vae")
+    elif not (Path(config.latents) / "vae" / "config.json").is_file():
+        raise ConfigError("latents", config.latents, "no vae/ in it; give the autoencoder that made them as --vae")
+    if config.init_from is not None and not Path(config.init_from).is_dir():
+        raise ConfigError("init_from", config.init_from, "no such folder; give a diffusion run or one of its checkpoints")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return cli.run(lambda: _train(argv))
+
+
+def _train(argv: list[str] | None) -> int:
+    config = cli.parse(
+        TrainDiffusionConfig, argv, prog="firststage train_diffusion", description="Train a latent diffusion model.", stage="diffusion"
+    )
+    check(config)
+    if config.preflight:
+        from diffusion.training import preflight
+
+        return preflight(config)
+    # One process owns the folder; the others learn from it where to go on.
+    run = RunFolder.open(config.out, config, resume=config.resume) if is_main_process() else None
+    try:
+        from diffusion.training import train
+
+        return train(config, run)
+    finally:
+        if run is not None:
+            run.close()

@@ -1,0 +1,130 @@
+"""Training a latent diffusion model from its configuration to its pipeline and report."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from autoencoder import artifact, model
+from autoencoder.identity import check_identity, identity
+from autoencoder.latents.opened import open_latents
+from autoencoder.latents.reader import Latents
+from autoencoder.model import AutoencoderKL
+from autoencoder.runtime import launch
+from autoencoder.runtime.config import count
+from autoencoder.runtime.errors import ConfigError, UsageError
+from autoencoder.runtime.run_folder import RunFolder
+from diffusion import data, denoiser, space
+from diffusion.config import TrainDiffusionConfig
+from diffusion.denoiser import Denoiser
+from diffusion.finish import finish
+from diffusion.space import LatentSpace
+from diffusion.task import DiffusionTask
+
+PREFLIGHT_SAMPLES = 8
+"""Samples that a preflight evaluates: a whole evaluation of an untrained network would take longer than the rest of it."""
+
+
+def build_module(config: TrainDiffusionConfig, shape: tuple[int, int, int]) -> Denoiser:
+    """The network with its starting values, the same in every process."""
+    torch.manual_seed(config.train.seed)
+    dit = denoiser.build(config.denoiser, shape)
+    if config.train.gradient_checkpointing:
+        dit.enable_gradient_checkpointing()
+    return Denoiser(dit)
+
+
+def train(config: TrainDiffusionConfig, run: RunFolder | None, *, trainer_options: dict[str, Any] | None = None) -> int:
+    """Train, or go on training, in `run` (the main process's; None elsewhere); returns the exit code."""
+
+    def build(accelerator: Accelerator, folder: Path, starts: bool) -> launch.Stage[Denoiser]:
+        latents = open_latents(config.latents, "latents")
+        data.check(latents, config)
+        now = space.of_latents(latents, conditional=config.conditioning.classes == "auto")
+        frozen, notes = (now, []) if starts else _go_on(config, folder, now)
+        vae, recipe, more = _open_vae(config, frozen)
+        module = build_module(config, frozen.shape)
+        notes += more
+        if starts and config.init_from is not None:
+            notes += load_weights(module, config.init_from, frozen, allow=config.allow_vae_mismatch)
+        for note in notes:
+            accelerator.print(note)
+        if starts and accelerator.is_main_process:
+            frozen.save(folder)
+        rows, held_out = data.hold_out(latents, config.data.validation_rows)
+        training, validation = data.TrainRows(latents, rows, frozen, config), data.ValidationRows(latents, held_out, frozen, config)
+        task = DiffusionTask(config, module, frozen, training, validation, vae, accelerator, folder, notes)
+        introduction = _introduction(config, latents, frozen, len(rows), len(held_out))
+        return launch.Stage(task, introduction, lambda averaged: finish(task, averaged, recipe, task.notes))
+
+    return launch.launch(config, run, build, trainer_options=trainer_options)
+
+
+def _go_on(config: TrainDiffusionConfig, folder: Path, now: LatentSpace) -> tuple[LatentSpace, list[str]]:
+    frozen = space.load(folder)
+    return frozen, space.agree(frozen, now, allow=config.allow_vae_mismatch)
+
+
+def _open_vae(config: TrainDiffusionConfig, frozen: LatentSpace) -> tuple[AutoencoderKL, dict[str, Any], list[str]]:
+    """The autoencoder that decodes, its recipe, and notes; ConfigError with both hashes where its encoder is not that of the latents."""
+    path, key = (config.vae, "vae") if config.vae is not None else (str(Path(config.latents) / "vae"), "latents")
+    vae = model.load(path)
+    recipe = artifact.recipe_of(vae, path)
+    if int(vae.config["latent_channels"]) != frozen.shape[0]:
+        raise ConfigError(key, path, f"it has {vae.config['latent_channels']} latent channels, the latents {frozen.shape[0]}")
+    found = identity(vae, recipe["pixels"])
+    return vae, recipe, check_identity(frozen.identity, found, key=key, what="the latents", allow=config.allow_vae_mismatch)
+
+
+def load_weights(module: Denoiser, path: str, frozen: LatentSpace, *, allow: bool) -> list[str]:
+    """Weights from another diffusion run, its newest checkpoint, or a checkpoint (the moving average where there is one); notes.
+
+    Raises:
+        UsageError: nothing there, weights of another shape, or (unless `allow`) a run on latents of another encoder.
+    """
+    given = Path(path)
+    checkpoints = sorted(marker.parent for marker in given.glob("checkpoints/step-*/complete"))
+    checkpoint = checkpoints[-1] if checkpoints else given
+    file = next((checkpoint / f"{n}.safetensors" for n in ("ema", "model") if (checkpoint / f"{n}.safetensors").is_file()), None)
+    if file is None:
+        raise ConfigError("init_from", path, "no checkpoint in it; give a diffusion run or one of its checkpoints/step-* folders")
+    origin = checkpoint.parent.parent
+    if not (origin / space.FILE).is_file():
+        raise ConfigError("init_from", path, f"no {origin / space.FILE}, so no diffusion run; give one, or one of its checkpoints/step-*")
+    other = space.load(origin)
+    notes = check_identity(other.identity, frozen.identity, key="init_from", what=path, allow=allow)
+    try:
+        state, own = load_file(file), module.state_dict()
+    except SafetensorError as error:
+        raise ConfigError("init_from", path, f"{file} cannot be read ({error}); give another checkpoint") from error
+    for name in sorted(own.keys() | state.keys()):
+        shapes = [tuple(tensors[name].shape) if name in tensors else "none" for tensors in (state, own)]
+        if shapes[0] != shapes[1]:
+            raise UsageError(
+                f"init_from: {path} has {name} of shape {shapes[0]}, this network {shapes[1]}; give weights of the same network"
+            )
+    module.load_state_dict(state)
+    if (other.mean, other.std) != (frozen.mean, frozen.std):
+        notes.append(f"init_from: {path} was trained under another normalisation of latents; this run keeps its own")
+    return notes
+
+
+def _introduction(config: TrainDiffusionConfig, latents: Latents, frozen: LatentSpace, rows: int, held_out: int) -> str:
+    channels, height, width = frozen.shape
+    epochs = count(config.train.images, "train.images") / rows
+    classes = f"{frozen.classes} classes" if frozen.classes else "no classes"
+    return (
+        f"latents: {rows:,} training rows of {channels} x {height} x {width} from {latents.folder}, {held_out:,} held out; {classes}; "
+        f"{epochs:.1f} epochs\n"
+        f"process: flow matching, logit(t) normal with mean {config.process.t_mean:g} and standard deviation {config.process.t_std:g}"
+    )
+
+
+def preflight(config: TrainDiffusionConfig) -> int:
+    """Real steps, validation, checkpoint and export in a scratch folder; prints memory and expected hours."""
+    few = dataclasses.replace(config.sampling, evaluate=min(config.sampling.evaluate, PREFLIGHT_SAMPLES))
+    return launch.preflight(dataclasses.replace(config, sampling=few), train)

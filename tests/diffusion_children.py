@@ -1,0 +1,76 @@
+"""`train_diffusion` in processes of their own, forked from the server of `tests.children`.
+
+`python -m tests.diffusion_children PROCESSES OUT ARGV...`, under a launcher, saves gradients as `tests.gradients` does.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.children import kill_in, preload, start, wait
+
+preload("diffusion.training", "tests.diffusion_children")
+
+SMALL_DIFFUSION = [
+    "--denoiser.preset=tiny", "--denoiser.layers=2", "--denoiser.heads=2", "--denoiser.head_dim=16", "--sampling.steps=2",
+    "--sampling.evaluate=4", "--data.workers=0", "--train.batch_size=8", "--train.images=96", "--train.ema_halflife_images=40",
+    "--train.precision=fp32", "--optimizer.lr=2e-3", "--optimizer.warmup_images=16", "--log.every_images=8",
+    "--log.validate_every_images=32", "--log.grid_images=4", "--log.trackers=[]", "--checkpoint.every_images=24", "--checkpoint.keep=9",
+]  # fmt: skip
+"""A run of 12 steps that takes a second; it wants `--latents` and `--out`."""
+
+
+def without_gate() -> None:
+    """Let pipelines pass that stock code has not sampled, which takes seconds: for runs that are about something else."""
+    from diffusion import pipeline
+
+    pipeline.gate = lambda *_: 0.0  # type: ignore[assignment]
+
+
+def train(argv: list[str], kill: tuple[str | int, ...] | None, output: Path | None, gated: bool) -> None:
+    """Run `train_diffusion`; `kill` is a method of the task, its call counted from this start, and a signal if not SIGKILL."""
+    import torch
+
+    from diffusion import train
+    from diffusion.task import DiffusionTask
+
+    torch.set_num_threads(1)
+    if output is not None:
+        sys.stdout = sys.stderr = output.open("w")
+    if kill is not None:
+        kill_in(DiffusionTask, *kill)  # type: ignore[arg-type]
+    if not gated:
+        without_gate()
+    sys.exit(train.main(argv))
+
+
+def run(argv: list[str], *, kill: tuple[str | int, ...] | None = None, output: Path | None = None, gated: bool = False) -> int:
+    """`train` to its end; its exit code, negative for a signal."""
+    return wait(start(train, argv, kill, output, gated))
+
+
+def refusal(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
+    """What a start that ends with exit code 2 says: one line, after the introduction where training has begun."""
+    from diffusion import train as command
+
+    capsys.readouterr()
+    assert command.main([*SMALL_DIFFUSION, *argv]) == 2
+    *before, message = capsys.readouterr().err.splitlines()
+    assert message.startswith("error: ")
+    assert [line.split(":")[0] for line in before] in ([], ["latents", "process", "network"])
+    return message
+
+
+def gradients(processes: int, out: Path, argv: list[str]) -> None:
+    """`tests.gradients` of `train_diffusion`, on CPUs."""
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    from tests import gradients
+
+    without_gate()
+    sys.exit(gradients.main(processes, out, ["train_diffusion", *argv]))
+
+
+if __name__ == "__main__":
+    gradients(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

@@ -1,0 +1,391 @@
+"""The command `sample`: which images, under which names, and what it refuses."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from autoencoder.runtime.errors import ConfigError
+from diffusion import sample
+from diffusion.pipeline_path import check_pipeline, pipeline_folder
+from tests.pipelines import CLASSES, SIDE, parts, write_ungated
+
+from diffusers import DDIMScheduler, EulerDiscreteScheduler  # isort: skip  (after ours: model.py)
+
+ROOT = Path(__file__).parents[1]
+QUICK = ["--steps", "3", "--guidance", "2"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, as far as this command looks at one: six classes, colour."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "config.yaml").write_text("out: here\n")
+    write_ungated(parts(), folder / "pipeline")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def grey(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline of grey images without classes."""
+    return write_ungated(parts(None, channels=1, quant_conv=False), tmp_path_factory.mktemp("grey") / "pipeline")
+
+
+@pytest.fixture(scope="module")
+def drawn(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirteen images, all at once."""
+    out = tmp_path_factory.mktemp("drawn") / "out"
+    assert draw(run, out, "--images", "13") == 0
+    return out
+
+
+def draw(pipeline: Path, out: Path, *more: str) -> int:
+    return sample.main(["--pipeline", str(pipeline), "--out", str(out), *QUICK, *more])
+
+
+def picture(out: Path, number: int) -> np.ndarray:
+    with Image.open(out / f"{number:06d}.png") as image:
+        return np.asarray(image).astype(int)
+
+
+def pictures(out: Path, number: int) -> np.ndarray:
+    return np.stack([picture(out, n) for n in range(number)])
+
+
+def state(out: Path) -> dict[str, tuple[int, bytes]]:
+    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.glob("0*.png")}
+
+
+def test_it_writes_pngs_and_a_grid_of_them(drawn: Path) -> None:
+    assert sorted(path.name for path in drawn.iterdir()) == [*(f"{n:06d}.png" for n in range(13)), "grid.png", "samples.json"]
+    images = pictures(drawn, 13)
+    assert images.shape == (13, SIDE, SIDE, 3)
+    assert len({image.tobytes() for image in images}) == 13
+    grid = np.asarray(Image.open(drawn / "grid.png")).astype(int)
+    factor = 128 // SIDE
+    # Two rows of at most 8, one pixel between the images, all magnified.
+    assert grid.shape == ((2 * SIDE + 1) * factor, (8 * SIDE + 7) * factor, 3)
+    small = grid[::factor, ::factor]
+    np.testing.assert_array_equal(grid, small.repeat(factor, 0).repeat(factor, 1))
+    for n in range(13):
+        top, left = n // 8 * (SIDE + 1), n % 8 * (SIDE + 1)
+        np.testing.assert_array_equal(small[top : top + SIDE, left : left + SIDE], images[n])
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 5])
+def test_an_image_is_the_same_whatever_the_batch_size(run: Path, drawn: Path, tmp_path: Path, batch_size: int) -> None:
+    assert draw(run, tmp_path / "out", "--images", "13", "--batch_size", str(batch_size)) == 0
+    difference = np.abs(pictures(tmp_path / "out", 13) - pictures(drawn, 13))
+    # Matrix products of other sizes round otherwise: about 1e-6 of an image's range, which now and then is over a rounding edge.
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 1e-3
+
+
+def test_an_image_is_the_same_however_many_are_drawn_and_those_that_are_there_are_kept(run: Path, drawn: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert draw(run, out, "--images", "4") == 0
+    first = state(out)
+    assert draw(run, out, "--images", "13") == 0
+    after = state(out)
+    assert len(after) == 13
+    assert {name: after[name] for name in first} == first
+    assert np.abs(pictures(out, 13) - pictures(drawn, 13)).max() <= 1
+    (out / "000002.png").unlink()
+    assert draw(run, out, "--images", "13") == 0
+    again = state(out)
+    assert {name: again[name] for name in again if name != "000002.png"} == {n: v for n, v in after.items() if n != "000002.png"}
+    assert np.abs(picture(out, 2) - picture(drawn, 2)).max() <= 1
+
+
+def test_with_nothing_left_to_draw_only_the_grid_is_made_anew(
+    run: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(drawn, tmp_path / "out")
+    before = state(tmp_path / "out")
+    assert draw(run, tmp_path / "out", "--images", "6", "--columns", "3") == 0
+    assert capsys.readouterr().err == f"6 images in {tmp_path / 'out'} (0 new); grid.png shows 6\n"
+    assert state(tmp_path / "out") == before
+    assert Image.open(tmp_path / "out" / "grid.png").size == (50 * 8, 33 * 8)
+
+
+def test_it_says_what_it_did_in_one_line(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert draw(run, tmp_path / "out", "--images", "2") == 0
+    shown = capfd.readouterr()
+    said = re.fullmatch(r"2 images in \S+ \(2 new, ([\d.]+) images/s\); grid\.png shows 2\n", shown.out + shown.err)
+    assert said, shown
+    # Two images take more than a millisecond, and less than a minute.
+    assert 1 / 30 < float(said[1]) < 2000
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (["--seed", "1"], "seed: 0 -> 1"),
+        (["--steps", "4"], "steps: 3 -> 4"),
+        (["--sampler", "euler"], "sampler: 'heun' -> 'euler'"),
+        (["--guidance", "1"], "guidance: 2.0 -> 1"),
+        (["--classes", "[zebra]"], "classes: None -> ['zebra']"),
+        (["--precision", "bf16"], "precision: 'fp32' -> 'bf16'"),
+    ],
+)
+def test_other_settings_are_refused_a_folder_that_has_images(
+    run: Path, drawn: Path, capsys: pytest.CaptureFixture[str], change: list[str], said: str
+) -> None:
+    before = state(drawn)
+    assert draw(run, drawn, "--images", "20", *change) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: out: got '{drawn}'; holds images of other settings")
+    assert said in message
+    assert "\n" not in message.strip()
+    assert state(drawn) == before
+
+
+def test_a_pipeline_is_known_by_its_weights_and_not_by_its_path(
+    run: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(drawn, tmp_path / "out")
+    shutil.copytree(run / "pipeline", tmp_path / "moved")
+    assert draw(tmp_path / "moved", tmp_path / "out", "--images", "13") == 0
+    made = parts()
+    with torch.no_grad():
+        made.dit.proj_out_2.bias[0] += 1e-3
+    shutil.rmtree(tmp_path / "moved")
+    write_ungated(made, tmp_path / "moved")
+    capsys.readouterr()
+    assert draw(tmp_path / "moved", tmp_path / "out", "--images", "14") == 2
+    assert "weights: " in capsys.readouterr().err
+    assert not (tmp_path / "out" / "000013.png").exists()
+
+
+def test_classes_by_name_by_part_of_a_name_and_by_number(run: Path, drawn: Path, tmp_path: Path) -> None:
+    # All classes in turn where none are asked for: image 7 is of class 1. "5" is the name of class 3.
+    asked = {"[tabby]": 1, "['cat, tabby']": 1, "['1']": 1, "[1]": 1, "['5']": 3, "[5]": 5, "[naïve]": 4}
+    for i, (classes, number) in enumerate(asked.items()):
+        out = tmp_path / str(i)
+        assert draw(run, out, "--images", "13", "--classes", classes) == 0
+        for n in range(13):
+            apart = np.abs(picture(out, n) - picture(drawn, n)).max()
+            assert (apart <= 1) == (n % len(CLASSES) == number), (classes, n, apart)
+    assert draw(run, tmp_path / "turn", "--images", "4", "--classes", "[zebra, '0']") == 0
+    assert draw(run, tmp_path / "zebra", "--images", "4", "--classes", "[zebra]") == 0
+    same = np.abs(pictures(tmp_path / "turn", 4) - pictures(tmp_path / "zebra", 4)).max((1, 2, 3)) <= 1
+    assert same.tolist() == [True, False, True, False]
+
+
+def test_classes_of_one_name_are_told_apart_by_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # ImageNet has two cranes; a stock pipeline's own table keeps the second alone.
+    pipeline = write_ungated(parts(["crane", "drill", "crane, machine"]), tmp_path / "pipeline")
+    assert draw(pipeline, tmp_path / "out", "--classes", "[crane]") == 2
+    assert "the classes 0, 2 are called so; give one of these numbers" in capsys.readouterr().err
+    assert draw(pipeline, tmp_path / "turn", "--images", "3") == 0
+    assert draw(pipeline, tmp_path / "first", "--images", "3", "--classes", "['0']") == 0
+    same = np.abs(pictures(tmp_path / "turn", 3) - pictures(tmp_path / "first", 3)).max((1, 2, 3)) <= 1
+    assert same.tolist() == [True, False, False]
+
+
+def test_an_unknown_class_is_refused_with_those_that_there_are(
+    run: Path, grey: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for wrong in ("'lynx'", "'6'", "6", "-1", "'Zebra'"):
+        assert draw(run, tmp_path / "out", "--classes", f"[{wrong}]") == 2
+        message = capsys.readouterr().err
+        assert message.startswith(f"error: classes: got {wrong}; no such class; there are 0: heron, 1: cat, tabby")
+        assert "5: zebra" in message
+    assert draw(grey, tmp_path / "out", "--classes", "[heron]") == 2
+    assert "this pipeline has no classes; leave it out" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_grey_images_without_classes(grey: Path, tmp_path: Path) -> None:
+    assert draw(grey, tmp_path / "out", "--images", "3") == 0
+    for name in ("000000.png", "grid.png"):
+        assert Image.open(tmp_path / "out" / name).mode == "L"
+    # There is nothing to guide by.
+    assert draw(grey, tmp_path / "unguided", "--images", "3", "--guidance", "1") == 0
+    np.testing.assert_array_equal(pictures(tmp_path / "out", 3), pictures(tmp_path / "unguided", 3))
+
+
+def test_more_steps_of_either_sampler_meet_in_the_limit(run: Path, tmp_path: Path) -> None:
+    def drawn_by(sampler: str, steps: int) -> np.ndarray:
+        out = tmp_path / f"{sampler}-{steps}"
+        assert draw(run, out, "--images", "4", "--sampler", sampler, "--steps", str(steps)) == 0
+        return pictures(out, 4)
+
+    fine = drawn_by("heun", 64)
+    coarse, better = (np.abs(drawn_by("euler", steps) - fine).mean() for steps in (4, 128))
+    assert better < 1
+    assert better < coarse / 8
+
+
+def test_autocast_changes_little(run: Path, drawn: Path, tmp_path: Path) -> None:
+    assert draw(run, tmp_path / "out", "--images", "6", "--precision", "bf16") == 0
+    difference = np.abs(pictures(tmp_path / "out", 6) - pictures(drawn, 6))
+    assert 0 < difference.mean() < 2
+
+
+def edit(file: str, **values: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / file
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return change
+
+
+def replace(file: str, text: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / file).write_text(text) and None
+
+
+def without(*files: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        for file in files:
+            (folder / file).unlink()
+
+    return change
+
+
+BEFORE_TORCH = [
+    (without("transformer/config.json"), "transformer/config.json is missing"),
+    (without("transformer/diffusion_pytorch_model.safetensors"), "transformer/diffusion_pytorch_model*.safetensors is missing"),
+    (without("vae/config.json"), "vae/config.json is missing"),
+    (without("vae/diffusion_pytorch_model.safetensors"), "vae/diffusion_pytorch_model*.safetensors is missing"),
+    (without("scheduler/scheduler_config.json"), "scheduler/scheduler_config.json is missing"),
+    (without("vae/config.json", "vae/diffusion_pytorch_model.safetensors"), "vae/config.json and vae/diffusion_pytorch_model*"),
+    (without("model_index.json"), "no model_index.json in it"),
+    (replace("model_index.json", "{"), "its model_index.json cannot be read"),
+    (replace("model_index.json", "[]"), "its model_index.json cannot be read"),
+    (replace("model_index.json", "{}"), "its model_index.json cannot be read"),
+    (edit("model_index.json", _class_name="StableDiffusionPipeline"), "holds a StableDiffusionPipeline; give a DiTPipeline"),
+]
+IN_TORCH = [
+    (replace("vae/diffusion_pytorch_model.safetensors", "no weights"), "cannot be loaded as a DiTPipeline"),
+    (replace("transformer/config.json", "{"), "cannot be loaded as a DiTPipeline"),
+    (edit("transformer/config.json", num_attention_heads=4), "cannot be loaded as a DiTPipeline"),
+    (edit("model_index.json", id2label={"zero": "heron"}), "cannot be loaded as a DiTPipeline"),
+    (lambda folder: DDIMScheduler().save_pretrained(folder / "scheduler"), "its scheduler predicts epsilon, this samples flows"),
+    (lambda folder: EulerDiscreteScheduler().save_pretrained(folder / "scheduler"), "its scheduler predicts epsilon"),
+]
+
+
+@pytest.mark.parametrize(("change", "said", "early"), [(*case, True) for case in BEFORE_TORCH] + [(*case, False) for case in IN_TORCH])
+def test_a_pipeline_that_cannot_be_used_ends_with_2_and_one_message(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    change: Callable[[Path], None], said: str, early: bool,
+) -> None:  # fmt: skip
+    shutil.copytree(run / "pipeline", tmp_path / "pipeline")
+    change(tmp_path / "pipeline")
+    if early:
+        # Nothing that needs torch may be asked for.
+        monkeypatch.setitem(sys.modules, "diffusion.drawing", None)
+    assert draw(tmp_path / "pipeline", tmp_path / "out") == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: pipeline: ")
+    assert said in message
+    assert message.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_network_that_predicts_a_variance_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from diffusion.denoiser import DiTTransformer2DModel
+
+    pipeline = write_ungated(parts(), tmp_path / "pipeline")
+    shape = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 1, "in_channels": 4, "sample_size": SIDE // 2}
+    DiTTransformer2DModel(**shape, out_channels=8).save_pretrained(pipeline / "transformer")
+    assert draw(pipeline, tmp_path / "out") == 2
+    assert "its network predicts a variance, too" in capsys.readouterr().err
+
+
+def test_a_pipeline_in_half_precision_is_sampled_in_single(run: Path, drawn: Path, tmp_path: Path) -> None:
+    from diffusion.drawing import open_pipeline
+
+    pipe, names = open_pipeline(str(run))
+    assert names == dict(enumerate(CLASSES))
+    pipe.to(torch.bfloat16).save_pretrained(tmp_path / "half")
+    edit("model_index.json", id2label=dict(enumerate(CLASSES)))(tmp_path / "half")
+    half, _ = open_pipeline(str(tmp_path / "half"))
+    assert {p.dtype for part in (half.transformer, half.vae) for p in part.parameters()} == {torch.float32}
+    assert draw(tmp_path / "half", tmp_path / "out", "--images", "4") == 0
+    assert 0 < np.abs(pictures(tmp_path / "out", 4) - pictures(drawn, 4)).mean() < 2
+
+
+def test_paths_that_name_no_pipeline(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert pipeline_folder(str(run)) == pipeline_folder(str(run / "pipeline")) == run / "pipeline"
+    check_pipeline(str(run), "pipeline")
+    # What could be a hub id is asked of the hub.
+    assert pipeline_folder("owner/a-name.v2") is None
+    check_pipeline("owner/a-name.v2", "pipeline")
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "config.yaml").write_text("out: here\n")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    wrong = {
+        str(tmp_path / "unfinished"): "this run has no pipeline/ yet: let it finish",
+        str(tmp_path / "empty"): "no model_index.json in it",
+        str(tmp_path / "file"): "no such folder",
+        str(tmp_path / "nowhere"): "no such folder",
+        "nowhere": "no such folder",
+        "a/b/c": "no such folder",
+        # A folder of the working directory that has no such folder in it is a slip, not a hub id.
+        "empty/nowhere": "no such folder",
+    }
+    for path, said in wrong.items():
+        with pytest.raises(ConfigError, match=f"pipeline: got {re.escape(repr(path))}; {re.escape(said)}"):
+            check_pipeline(path, "pipeline")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "said"),
+    [
+        (lambda out: out.write_text(""), "that is a file; give a folder"),
+        (lambda out: (out.mkdir(), (out / "photo.png").write_bytes(b"")), "holds PNGs and no samples.json"),
+        (lambda out: (out.mkdir(), (out / "samples.json").write_text("{")), "its samples.json is damaged"),
+        (lambda out: (out.mkdir(), (out / "samples.json").write_text("[]")), "its samples.json is damaged"),
+    ],
+)
+def test_a_folder_that_holds_something_else_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], prepare: Callable[[Path], Any], said: str
+) -> None:
+    out = tmp_path / "out"
+    prepare(out)
+    assert draw(run, out) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: out: got '{out}'; ")
+    assert said in message
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--images", "0"], "images: got 0; give at least 1"),
+        (["--batch_size", "0"], "batch_size: got 0"),
+        (["--guidance", "0.5"], "guidance: got 0.5; give 1 (none) or more"),
+        (["--seed", "-1"], "seed: got -1"),
+        (["--classes", "[]"], "classes: got []"),
+        (["--sampler", "ddim"], "sampler: got 'ddim'; give `euler` or `heun`"),
+    ],
+)
+def test_wrong_settings_are_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], argv: list[str], said: str) -> None:
+    assert draw(run, tmp_path / "out", *argv) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pipeline_is_checked_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    code = (
+        "import sys\nfrom diffusion import sample\n"
+        "code = sample.main(['--pipeline', sys.argv[1], '--out', sys.argv[2]])\n"
+        "print(code, sorted({'torch', 'numpy', 'diffusers', 'PIL'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "empty"), str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout == "2 []\n", done.stderr
