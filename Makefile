@@ -8,9 +8,11 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11 py
 
 .PHONY: demo test check slow bench clean
 
-demo: $(READY)  ## Train the demo's autoencoder and write runs/demo/report.html
+demo: $(READY)  ## Images to autoencoder to latents to diffusion to pipeline, and runs/demo/report.html
 	$(BIN)/firststage train_autoencoder --config configs/autoencoder/demo.yaml --out runs/demo/autoencoder
-	$(BIN)/firststage report runs/demo/autoencoder --out runs/demo/report.html
+	$(BIN)/firststage encode_dataset --config configs/latents/demo.yaml --model runs/demo/autoencoder --out runs/demo/latents
+	$(BIN)/firststage train_diffusion --config configs/diffusion/demo.yaml --latents runs/demo/latents --out runs/demo/diffusion
+	$(BIN)/firststage report runs/demo/autoencoder runs/demo/diffusion --out runs/demo/report.html
 	@echo "Open $(CURDIR)/runs/demo/report.html"
 
 test: check  ## Lint, types and all tests

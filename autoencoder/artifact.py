@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from autoencoder.config import DataConfig, TrainAutoencoderConfig
 from autoencoder.identity import decoder_hash, encoder_hash
@@ -17,6 +17,7 @@ from autoencoder.model_path import folder_of
 from autoencoder.runtime.checkpoint import STATE
 from autoencoder.runtime.cli import load_config
 from autoencoder.runtime.errors import UsageError
+from autoencoder.runtime.files import replace_text
 
 LIKELIHOOD = "likelihood.safetensors"
 PREPROCESSING = "preprocessing.json"
@@ -43,11 +44,25 @@ def save_autoencoder(
     hashes = {"encoder_hash": encoder_hash(vae, preprocessing["pixels"]), "decoder_hash": decoder_hash(vae)}
     if dtype != torch.float32:
         vae = copy.deepcopy(vae).to(dtype)
-    vae.save_pretrained(folder)
+    save_stock(vae, folder)
     (folder / PREPROCESSING).write_text(json.dumps({**preprocessing, **hashes}, indent=1))
     if likelihood is not None:
         scale = torch.as_tensor(likelihood.scale, dtype=torch.float32).detach().cpu().reshape(-1)
-        save_file({"scale": scale}, folder / LIKELIHOOD, metadata={"name": likelihood.name, "levels": str(likelihood.levels or 0)})
+        # One key: several come out in random order, and equal likelihoods should be equal files.
+        told = {"likelihood": json.dumps({"name": likelihood.name, "levels": likelihood.levels or 0})}
+        (folder / LIKELIHOOD).write_bytes(save({"scale": scale}, metadata=told))
+
+
+def save_stock(vae: AutoencoderKL, folder: Path) -> None:
+    """diffusers' own `save_pretrained`, without what it tells of this machine and with files that others may read."""
+    vae.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    # Where the weights were loaded from: a path of ours.
+    config.pop("_name_or_path", None)
+    replace_text(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+    for file in folder.glob("*.safetensors"):
+        # safetensors makes files that nobody else may read.
+        file.chmod((folder / "config.json").stat().st_mode)
 
 
 def load_likelihood(folder: Path) -> Likelihood | None:
@@ -57,7 +72,8 @@ def load_likelihood(folder: Path) -> Likelihood | None:
         return None
     with safe_open(path, framework="pt") as file:
         metadata, scale = file.metadata(), file.get_tensor("scale")
-    return build_likelihood(metadata["name"], float(scale), int(metadata["levels"]) or 256)
+    told = json.loads(metadata["likelihood"])
+    return build_likelihood(told["name"], float(scale), told["levels"] or 256)
 
 
 def load_preprocessing(folder: Path) -> dict[str, Any] | None:

@@ -57,7 +57,7 @@ def _export(argv: list[str] | None) -> int:
         out.parent.mkdir(parents=True, exist_ok=True)
         save_file({k: v.to(dtype).contiguous() for k, v in to_ldm(vae).items()}, out)
     elif recipe is None:
-        vae.to(dtype).save_pretrained(out)
+        artifact.save_stock(vae.to(dtype), out)
     else:
         artifact.save_autoencoder(vae, out, preprocessing=recipe, likelihood=likelihood, dtype=dtype)
     print(f"written to {out} ({config.format}, {config.dtype})")

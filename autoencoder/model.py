@@ -10,7 +10,7 @@ import autoencoder.runtime.torchvision_operators  # noqa: F401  (before diffuser
 from autoencoder.config import ModelConfig
 from autoencoder.model_path import check_model, folder_of
 from autoencoder.posterior import DiagonalGaussian
-from autoencoder.runtime.errors import UsageError
+from autoencoder.runtime.errors import UsageError, first_line
 
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL  # isort: skip
 
@@ -56,9 +56,10 @@ def load(path: str, *, subfolder: str | None = None, revision: str | None = None
             raise UsageError(f"{found}: holds a {name}; give an AutoencoderKL")
         path, subfolder = str(found), None
     try:
-        return AutoencoderKL.from_pretrained(path, subfolder=subfolder, revision=revision, variant=variant, torch_dtype=torch.float32)
+        vae = AutoencoderKL.from_pretrained(path, subfolder=subfolder, revision=revision, variant=variant)
+        return vae.to(torch.float32)
     except Exception as error:  # diffusers, huggingface_hub and safetensors each raise kinds of their own
-        raise UsageError(f"{path}: cannot be loaded as an AutoencoderKL: {str(error).strip().splitlines()[0]}") from error
+        raise UsageError(f"{path}: cannot be loaded as an AutoencoderKL: {first_line(error)}") from error
 
 
 def downsampling(vae: AutoencoderKL) -> int:

@@ -17,7 +17,7 @@ import autoencoder.runtime.torchvision_operators  # noqa: F401  (before lpips)
 from autoencoder.config import PerceptualConfig
 from autoencoder.lpips_weights import TORCHVISION, lpips_weights_path
 from autoencoder.metrics import structural_similarity
-from autoencoder.runtime.errors import UsageError
+from autoencoder.runtime.errors import UsageError, first_line
 
 from lpips import LPIPS  # isort: skip
 
@@ -104,7 +104,7 @@ def _load_backbone(backbone: nn.Module, path: Path, net: str) -> None:
     try:
         saved = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, UnpicklingError, OSError, EOFError, ValueError, RuntimeError) as error:
-        raise UsageError(f"{path}: cannot be read: {str(error).splitlines()[0]}; give a .pth or .safetensors of tensors alone") from error
+        raise UsageError(f"{path}: cannot be read: {first_line(error)}; give a .pth or .safetensors of tensors alone") from error
     for name, value in backbone.state_dict().items():
         key = f"features.{name.split('.', 1)[1]}"
         if key not in saved or saved[key].shape != value.shape:

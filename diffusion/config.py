@@ -11,7 +11,7 @@ MOST_CLASSES = 1000
 
 PRESETS: dict[str, dict[str, int]] = {
     # Two CPU cores: the demo, tests and sketches.
-    "tiny": {"layers": 6, "heads": 3, "head_dim": 64},
+    "tiny": {"layers": 4, "heads": 3, "head_dim": 64},
     # Peebles & Xie 2023, table 1.
     "S": {"layers": 12, "heads": 6, "head_dim": 64},
     "B": {"layers": 12, "heads": 12, "head_dim": 64},

@@ -1,6 +1,6 @@
 """Training and validation batches of latents; everything random is a function of seed and position."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,10 +123,10 @@ class ValidationRows:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def read(self, part: range) -> tuple[Tensor, Tensor, Tensor]:
+    def read(self, places: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised latents, noise, both (N, c, h, w), and labels (N,) of the held-out rows of these places."""
-        read = gather(self.latents, self.rows[part.start : part.stop])
-        streams = [generator(self.config.train.seed, "diffusion validation", place) for place in part]
+        read = gather(self.latents, self.rows[list(places)])
+        streams = [generator(self.config.train.seed, "diffusion validation", place) for place in places]
         posterior_noise, noise = (np.stack([g.standard_normal(self.space.shape, dtype=np.float32) for g in streams]) for _ in range(2))
         latents = draw(read, posterior_noise, self.space, self.config.data.draw)
         return latents, torch.from_numpy(noise), torch.from_numpy(conditioning_labels(read, self.space))

@@ -70,6 +70,9 @@ def initialize(dit: DiTTransformer2DModel) -> None:
     nn.init.xavier_uniform_(dit.pos_embed.proj.weight.view(dit.pos_embed.proj.weight.shape[0], -1))
     nn.init.zeros_(dit.pos_embed.proj.bias)
     for block in dit.transformer_blocks:
+        for layer in (block.attn1.to_q, block.attn1.to_k, block.attn1.to_v):
+            # Published as one matrix of three times the rows, whose fan-out is in Xavier's bound.
+            nn.init.xavier_uniform_(layer.weight, gain=2**-0.5)
         embedder = block.norm1.emb
         embedder.class_embedder.dropout_prob = 0.0
         nn.init.normal_(embedder.class_embedder.embedding_table.weight, std=0.02)

@@ -18,7 +18,7 @@ from autoencoder.data.pixels import to_pixels
 from autoencoder.identity import ENCODER
 from autoencoder.model import decode
 from autoencoder.report.pictures import plain_grid
-from autoencoder.runtime.errors import ConfigError, UsageError
+from autoencoder.runtime.errors import ConfigError, UsageError, first_line
 from autoencoder.runtime.files import replace_text
 from diffusion import sampling
 from diffusion.denoiser import NULL_CLASS, Denoiser
@@ -49,8 +49,7 @@ def open_pipeline(path: str) -> tuple[Any, dict[int, str]]:
         table = DiTPipeline.load_config(place).get("id2label") or {}
         names = {int(number): str(name) for number, name in table.items()}
     except Exception as error:  # diffusers, huggingface_hub and safetensors each raise kinds of their own
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UsageError(f"pipeline: {path} cannot be loaded as a DiTPipeline: {reason}") from error
+        raise UsageError(f"pipeline: {path} cannot be loaded as a DiTPipeline: {first_line(error)}") from error
     kind, network = pipe.scheduler.config.get("prediction_type"), pipe.transformer.config
     if kind != "flow_prediction":
         raise ConfigError("pipeline", path, f"its scheduler predicts {kind}, this samples flows; use DiTPipeline itself for it")

@@ -67,7 +67,7 @@ def _number(task: DiffusionTask) -> int:
 def _compare(task: DiffusionTask, module: Denoiser) -> TwoSample:
     """Unguided samples, held-out and training latents, and noise, as many of each."""
     number = _number(task)
-    held_out, _, labels = task.validation_rows.read(range(number))
+    held_out, _, labels = task.validation_rows.read(spread(len(task.validation_rows), number).tolist())
     seed, shape = task.config.train.seed, task.space.shape
     samples = task.samples(module, labels, guidance=1.0)
     return two_sample(samples, held_out, _training(task, number), sampling.noise(seed, range(number), shape))
@@ -83,7 +83,12 @@ def _training(task: DiffusionTask, most: int) -> Tensor:
 def _spread(task: DiffusionTask, most: int) -> np.ndarray:
     """Numbers of at most `most` training rows, spread evenly."""
     rows = task.train_rows.rows
-    return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(np.int64)]
+    return rows[spread(len(rows), most)]
+
+
+def spread(count: int, most: int) -> np.ndarray:
+    """At most `most` of `count` places, evenly: data sets come class by class."""
+    return np.linspace(0, count - 1, min(most, count)).round().astype(np.int64)
 
 
 def _means(task: DiffusionTask) -> Iterator[Tensor]:

@@ -121,7 +121,12 @@ def agree(frozen: LatentSpace, now: LatentSpace, *, allow: bool) -> list[str]:
     if frozen.shape != now.shape:
         raise ConfigError("latents", now.shape, f"the run began with latents of shape {frozen.shape}; give those, or a new --out")
     if frozen.labels != now.labels:
-        raise ConfigError("latents", now.labels, f"the run began with the classes {frozen.labels}; give those latents, or a new --out")
+        other = next((name for name in now.labels or [] if name not in (frozen.labels or [])), "in another order or fewer")
+        raise ConfigError(
+            "latents",
+            f"{now.classes} classes",
+            f"the run began with a table of {frozen.classes} (first difference: {other}); give those latents, or a new --out",
+        )
     if (frozen.recipe_hash, frozen.rows) != (now.recipe_hash, now.rows):
         notes.append(
             f"warning: the latents have changed since this run began ({frozen.rows:,} rows then, {now.rows:,} now); it keeps the "

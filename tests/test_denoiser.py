@@ -155,3 +155,11 @@ def test_stock_diffusers_loads_the_network_alike(tmp_path: Path) -> None:
     own = network(noisy, t, labels)
     assert torch.equal(stock(noisy, timestep=t * 1000, class_labels=labels).sample, own)
     assert stock.state_dict().keys() == network.dit.state_dict().keys()
+
+
+def test_queries_keys_and_values_start_as_the_published_one_matrix() -> None:
+    width = TINY.shape()["heads"] * TINY.shape()["head_dim"]
+    fused = (6 / (width + 3 * width)) ** 0.5
+    for block in build(TINY, SHAPE).transformer_blocks:
+        for layer in (block.attn1.to_q, block.attn1.to_k, block.attn1.to_v):
+            assert 0.95 * fused < float(layer.weight.detach().abs().max()) <= fused

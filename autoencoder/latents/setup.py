@@ -1,6 +1,5 @@
 """What an encoding starts from: network, images, device, and the plan that follows from them."""
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,13 +46,6 @@ class Setup:
         artifact.save_autoencoder(self.vae, beside, preprocessing=self.preprocessing, likelihood=None)
         if self.likelihood is not None:
             shutil.copyfile(self.likelihood, beside / artifact.LIKELIHOOD)
-        # diffusers writes down where the weights were loaded from, a path on this machine.
-        config = json.loads((beside / "config.json").read_text())
-        config.pop("_name_or_path", None)
-        (beside / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        for file in beside.iterdir():
-            # safetensors makes files that nobody else may read.
-            file.chmod((beside / "config.json").stat().st_mode)
         put(kept)
 
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from autoencoder.runtime.errors import UsageError
+from autoencoder.runtime.errors import UsageError, first_line
 
 MARKER = "complete"
 STATE = "state.json"
@@ -75,7 +75,7 @@ def load(folder: Path, objects: dict[str, HasTensors]) -> dict[str, Any]:
         try:
             held.load_tensors(load_file(path))
         except Exception as error:  # safetensors and torch raise many kinds, each a damaged or foreign file
-            raise UsageError(f"{path}: does not fit this run: {str(error).strip().splitlines()[0]}") from error
+            raise UsageError(f"{path}: does not fit this run: {first_line(error)}") from error
     state: dict[str, Any] = json.loads((folder / STATE).read_text())
     return state
 

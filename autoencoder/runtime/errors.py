@@ -27,5 +27,10 @@ def require(condition: bool, key: str, given: object, remedy: str) -> None:
         raise ConfigError(key, given, remedy)
 
 
+def first_line(error: Exception) -> str:
+    """What a library's error says first; its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class TrainingError(Exception):
     """Training cannot go on (a non-finite loss, say); the message says what happened and what to try. Exit code 1."""
