@@ -6,7 +6,9 @@ What may be relied on, imported from the module that holds it (importing this pa
 - `autoencoder.posterior`: `DiagonalGaussian`
 - `autoencoder.prior`: `StandardNormal`
 - `autoencoder.elbo`: `evaluate_elbo`, `bits_per_dim`
+- `autoencoder.latents.reader`: `Latents`, `Rows`, `LatentsError`
+- `autoencoder.identity`: `identity`, `encoder_hash`, `decoder_hash`
 """
 
-__all__ = ["elbo", "likelihood", "posterior", "prior"]
+__all__ = ["elbo", "identity", "likelihood", "posterior", "prior"]
 __version__ = "0.1.0"

@@ -34,13 +34,13 @@ def check_identity(made_by: Identity, given: Identity, *, key: str, what: str, a
     latents and is noted.
     """
     if made_by.encoder_hash != given.encoder_hash:
-        hashes = f"{what} has encoder_hash {made_by.encoder_hash}, this autoencoder {given.encoder_hash}"
+        hashes = f"encoder_hash of {what} {made_by.encoder_hash}, of this autoencoder {given.encoder_hash}"
         if not allow:
             remedy = "give the autoencoder that made them, encode the data set again, or go on all the same with --allow_vae_mismatch"
             raise ConfigError(key, given.encoder_hash, f"latents of another encoder: {hashes}; {remedy}")
         return [f"warning: latents of another encoder, allowed by allow_vae_mismatch: {hashes}"]
     if made_by.decoder_hash != given.decoder_hash:
-        return [f"the decoder has changed since: {what} has decoder_hash {made_by.decoder_hash}, this autoencoder {given.decoder_hash}"]
+        return [f"the decoder has changed: decoder_hash of {what} {made_by.decoder_hash}, of this autoencoder {given.decoder_hash}"]
     return []
 
 

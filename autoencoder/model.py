@@ -56,8 +56,7 @@ def load(path: str, *, subfolder: str | None = None, revision: str | None = None
             raise UsageError(f"{found}: holds a {name}; give an AutoencoderKL")
         path, subfolder = str(found), None
     try:
-        vae = AutoencoderKL.from_pretrained(path, subfolder=subfolder, revision=revision, variant=variant)
-        return vae.to(torch.float32)
+        return AutoencoderKL.from_pretrained(path, subfolder=subfolder, revision=revision, variant=variant, torch_dtype=torch.float32)
     except Exception as error:  # diffusers, huggingface_hub and safetensors each raise kinds of their own
         raise UsageError(f"{path}: cannot be loaded as an AutoencoderKL: {first_line(error)}") from error
 

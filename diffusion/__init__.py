@@ -1,3 +1,10 @@
-"""firststage: the diffusion stage. Importing this package imports no torch."""
+"""firststage: the diffusion stage.
 
-__all__ = ["command"]
+What may be relied on, imported from the module that holds it (importing this package imports no torch):
+
+- `diffusion.fold`: `fold`, per-channel normalisation into an AutoencoderKL's 1x1 convolutions
+- `diffusion.sampling`: `euler`, `heun`, `times`, `guided`
+- `diffusion.frechet`: `features`, `frechet_distance`
+"""
+
+__all__ = ["fold", "frechet", "sampling"]

@@ -70,7 +70,7 @@ def test_latents_that_were_replaced_under_a_run(data: Data, begun: Path, tmp_pat
     message = refusal(capsys, argv)
     assert all(said in message for said in (*both, "error: latents: ", "--allow_vae_mismatch"))
     assert run([*SMALL_DIFFUSION, *argv, "--allow_vae_mismatch=true"], output=output) == 0
-    assert_noted(folder, output, *both, "this run has")
+    assert_noted(folder, output, *both, "of this run")
     assert "going on from step-00000006" in output.read_text()
     assert (folder / "latents.json").read_bytes() == frozen
 

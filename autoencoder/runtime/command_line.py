@@ -5,7 +5,7 @@ from typing import Any
 
 from autoencoder.runtime.config_file import closest, find_config, read_config
 from autoencoder.runtime.errors import ConfigError, UsageError
-from autoencoder.runtime.settings import groups, settings, words
+from autoencoder.runtime.settings import groups, settings, takes_list, words
 
 
 class CommandLine:
@@ -49,7 +49,7 @@ class CommandLine:
                 self._merge(read_config(path), path, "")
             else:
                 self._check_key(key, "")
-                overrides[key] = value if equals else self._setting_value(key, rest)
+                overrides[key] = _listed(value if equals else self._setting_value(key, rest), self.types[key])
         if bare and positional is None:
             raise UsageError(f"{bare[0]}: an argument that belongs to no setting; give settings as --KEY VALUE")
         if bare and positional is not None:
@@ -81,6 +81,13 @@ class CommandLine:
             near = closest(key, [*self.types, "config", "print_config"])
             remedy = f"closest: {', '.join(near)}" if near else "--help lists all"
             raise UsageError(f"{key}: no such setting; {remedy}{where}")
+
+
+def _listed(value: Any, annotation: Any) -> Any:
+    """`a,b` for a list or tuple as `[a,b]`, which is how YAML writes it."""
+    if not isinstance(value, str) or not takes_list(annotation) or value.startswith("[") or value in ("", "null"):
+        return value
+    return f"[{value}]"
 
 
 def _value(key: str, rest: list[str], wanted: str) -> str:

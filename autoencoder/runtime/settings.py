@@ -72,6 +72,12 @@ def admits(annotation: Any, kind: type) -> bool:
     return kind in alternatives
 
 
+def takes_list(annotation: Any) -> bool:
+    """Whether a setting of this type is a list or a tuple, perhaps among alternatives."""
+    alternatives = get_args(annotation) if get_origin(annotation) in (typing.Union, types.UnionType) else (annotation,)
+    return any(get_origin(alternative) in (list, tuple) for alternative in alternatives)
+
+
 _SIMPLE = {int: "an integer", float: "a number", str: "text", bool: "`true` or `false`", type(None): "`null`"}
 
 
