@@ -17,7 +17,6 @@ from autoencoder.model_path import folder_of
 from autoencoder.runtime.checkpoint import STATE
 from autoencoder.runtime.cli import load_config
 from autoencoder.runtime.errors import UsageError
-from autoencoder.runtime.files import replace_text
 
 LIKELIHOOD = "likelihood.safetensors"
 PREPROCESSING = "preprocessing.json"
@@ -59,7 +58,7 @@ def save_stock(vae: AutoencoderKL, folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     # Where the weights were loaded from: a path of ours.
     config.pop("_name_or_path", None)
-    replace_text(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     for file in folder.glob("*.safetensors"):
         # safetensors makes files that nobody else may read.
         file.chmod((folder / "config.json").stat().st_mode)

@@ -7,8 +7,7 @@ from autoencoder.data.paths import check_source
 from autoencoder.lpips_weights import lpips_weights_path
 from autoencoder.model_path import check_model
 from autoencoder.runtime import cli
-from autoencoder.runtime.processes import is_main_process
-from autoencoder.runtime.run_folder import RunFolder
+from autoencoder.runtime.training_command import start
 
 
 def check(config: TrainAutoencoderConfig) -> None:
@@ -33,16 +32,4 @@ def main(argv: list[str] | None = None) -> int:
 def _train(argv: list[str] | None) -> int:
     config = cli.parse(TrainAutoencoderConfig, argv, prog="firststage train_autoencoder", description="Train a KL-VAE on images.")
     check(config)
-    if config.preflight:
-        from autoencoder.training import preflight
-
-        return preflight(config)
-    # One process owns the folder; the others learn from it where to go on.
-    run = RunFolder.open(config.out, config, resume=config.resume) if is_main_process() else None
-    try:
-        from autoencoder.training import train
-
-        return train(config, run)
-    finally:
-        if run is not None:
-            run.close()
+    return start(config, "autoencoder.training")

@@ -2,12 +2,19 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from diffusion.config import TrainDiffusionConfig
 from diffusion.space import LatentSpace
 
 _CLASSES_SHOWN = 20
+_NAMES = {
+    "loss": "Validation loss (squared error of the velocity a latent value; 2 untrained)",
+    "frechet": "Fréchet distance of samples to held-out latents",
+    "frechet_floor": "... of training latents (what a perfect model would have)",
+    "frechet_untrained": "... of an untrained model's samples",
+}
 
 
 def model_card(config: TrainDiffusionConfig, space: LatentSpace, *, evaluation: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
@@ -41,10 +48,14 @@ def model_card(config: TrainDiffusionConfig, space: LatentSpace, *, evaluation: 
         more = [f"... {space.classes - _CLASSES_SHOWN} more in `model_index.json`"] if space.classes > _CLASSES_SHOWN else []
         lines += ["## Classes", "", ", ".join(shown + more), ""]
     lines += ["## Measured", "", "| | |", "|---|---|"]
-    lines += [f"| {name} | {metric['mean']:.4g} |" for name, metric in evaluation["metrics"].items()]
+    lines += [f"| {_NAMES.get(name, name)} | {metric['mean']:.4g} |" for name, metric in evaluation["metrics"].items()]
     if evaluation.get("frechet_on"):
         lines += ["", f"{evaluation['frechet_on']}"]
-    lines += ["", "## Provenance", "", "```json", json.dumps(provenance, indent=1), "```", ""]
+    told = json.dumps(provenance, indent=1, ensure_ascii=False)
+    for path in (config.latents, config.vae, config.init_from):
+        # A note may name a folder: of it, its name alone.
+        told = told if path is None else told.replace(path, Path(path).name)
+    lines += ["", "## Provenance", "", "```json", told, "```", ""]
     return "\n".join(lines)
 
 

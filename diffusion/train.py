@@ -6,8 +6,7 @@ from autoencoder.latents.check import check_latents
 from autoencoder.model_path import check_model
 from autoencoder.runtime import cli
 from autoencoder.runtime.errors import ConfigError
-from autoencoder.runtime.processes import is_main_process
-from autoencoder.runtime.run_folder import RunFolder
+from autoencoder.runtime.training_command import start
 from diffusion.config import TrainDiffusionConfig
 
 
@@ -32,16 +31,4 @@ def _train(argv: list[str] | None) -> int:
         TrainDiffusionConfig, argv, prog="firststage train_diffusion", description="Train a latent diffusion model.", stage="diffusion"
     )
     check(config)
-    if config.preflight:
-        from diffusion.training import preflight
-
-        return preflight(config)
-    # One process owns the folder; the others learn from it where to go on.
-    run = RunFolder.open(config.out, config, resume=config.resume) if is_main_process() else None
-    try:
-        from diffusion.training import train
-
-        return train(config, run)
-    finally:
-        if run is not None:
-            run.close()
+    return start(config, "diffusion.training")

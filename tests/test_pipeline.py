@@ -135,7 +135,7 @@ def test_the_cards_code_runs(conditional: Written) -> None:
     assert "library_name: diffusers\n" in front
     assert all(f"{i}: {name}" in card for i, name in enumerate(CLASSES))
     assert made.space.encoder_hash in card
-    assert "| loss | 1.25 |" in card
+    assert "Validation loss" in card and "| 1.25 |" in card
     assert "Fréchet distance of this and that." in card
 
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from autoencoder.runtime.errors import UsageError, first_line
+from autoencoder.runtime.files import fsync
 
 MARKER = "complete"
 STATE = "state.json"
@@ -53,13 +54,13 @@ def save(folder: Path, objects: dict[str, HasTensors], state: dict[str, Any]) ->
         save_file(tensors, beside / f"{name}.safetensors")
     (beside / STATE).write_text(json.dumps(state, indent=1, sort_keys=True))
     for path in beside.iterdir():
-        _fsync(path)
-    _fsync(beside)
+        fsync(path)
+    fsync(beside)
     os.rename(beside, folder)
     (folder / MARKER).touch()
-    _fsync(folder / MARKER)
-    _fsync(folder)
-    _fsync(folder.parent)
+    fsync(folder / MARKER)
+    fsync(folder)
+    fsync(folder.parent)
 
 
 def load(folder: Path, objects: dict[str, HasTensors]) -> dict[str, Any]:
@@ -89,11 +90,3 @@ def prune(folder: Path, keep: int) -> None:
         # Marker first: a half-removed checkpoint must not look complete.
         (path / MARKER).unlink()
         shutil.rmtree(path)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
