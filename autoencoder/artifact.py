@@ -71,8 +71,9 @@ def load_likelihood(folder: Path) -> Likelihood | None:
         return None
     with safe_open(path, framework="pt") as file:
         metadata, scale = file.metadata(), file.get_tensor("scale")
-    told = json.loads(metadata["likelihood"])
-    return build_likelihood(told["name"], float(scale), told["levels"] or 256)
+    # Version 0.1.0's first files have the two values as keys of their own.
+    told = json.loads(metadata["likelihood"]) if "likelihood" in metadata else metadata
+    return build_likelihood(told["name"], float(scale), int(told["levels"]) or 256)
 
 
 def load_preprocessing(folder: Path) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from autoencoder.model import AutoencoderKL
-from autoencoder.runtime.errors import ConfigError
+from autoencoder.runtime.errors import UsageError
 
 ENCODER = ("encoder.", "quant_conv.")
 DECODER = ("decoder.", "post_quant_conv.")
@@ -27,20 +27,23 @@ def identity(vae: AutoencoderKL, pixel_recipe: dict[str, Any]) -> Identity:
     return Identity(encoder_hash(vae, pixel_recipe), decoder_hash(vae))
 
 
-def check_identity(made_by: Identity, given: Identity, *, key: str, what: str, allow: bool) -> list[str]:
-    """Compare the autoencoder that `what` was made by with the one `given` under `key`; the notes that a log should have.
+def check_identity(made_by: Identity, given: Identity, *, key: str, what: str, allow: bool, other: str = "this autoencoder") -> list[str]:
+    """Compare the autoencoder that `what` was made by with that of `other`, given under `key`; the notes that a log should have.
 
-    Another encoder means other latents: ConfigError with both hashes, unless `allow`. Another decoder reads the same
+    Another encoder means other latents: UsageError with both hashes, unless `allow`. Another decoder reads the same
     latents and is noted.
     """
     if made_by.encoder_hash != given.encoder_hash:
-        hashes = f"encoder_hash of {what} {made_by.encoder_hash}, of this autoencoder {given.encoder_hash}"
         if not allow:
-            remedy = "give the autoencoder that made them, encode the data set again, or go on all the same with --allow_vae_mismatch"
-            raise ConfigError(key, given.encoder_hash, f"latents of another encoder: {hashes}; {remedy}")
+            raise UsageError(
+                f"{key}: latents of another encoder\n  {what}: encoder_hash {made_by.encoder_hash}\n  {other}: encoder_hash "
+                f"{given.encoder_hash}\ngive the autoencoder that made them, encode the data set again, or go on all the same with "
+                "--allow_vae_mismatch"
+            )
+        hashes = f"encoder_hash of {what} {made_by.encoder_hash}, of {other} {given.encoder_hash}"
         return [f"warning: latents of another encoder, allowed by allow_vae_mismatch: {hashes}"]
     if made_by.decoder_hash != given.decoder_hash:
-        return [f"the decoder has changed: decoder_hash of {what} {made_by.decoder_hash}, of this autoencoder {given.decoder_hash}"]
+        return [f"the decoder has changed: decoder_hash of {what} {made_by.decoder_hash}, of {other} {given.decoder_hash}"]
     return []
 
 

@@ -66,6 +66,11 @@ def downsampling(vae: AutoencoderKL) -> int:
     return 2 ** (len(vae.config["block_out_channels"]) - 1)
 
 
+def decoded_at_once(side: int) -> int:
+    """Images of this side to decode together: 8 of 256 pixels, whose widest feature maps then take half a GiB each in fp32."""
+    return max(1, 8 * 256**2 // side**2)
+
+
 def encode(vae: AutoencoderKL, images: Tensor) -> DiagonalGaussian:
     """q(z|x) for images (B, C, H, W) in [-1, 1]; from `quant_conv` on outside autocast and at least fp32."""
     features = vae.encoder(images)

@@ -1,6 +1,7 @@
 """The model card of an exported pipeline: what it is, how to sample it, where it comes from."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,8 @@ def model_card(config: TrainDiffusionConfig, space: LatentSpace, *, evaluation: 
     told = json.dumps(provenance, indent=1, ensure_ascii=False)
     for path in (config.latents, config.vae, config.init_from):
         # A note may name a folder: of it, its name alone.
-        told = told if path is None else told.replace(path, Path(path).name)
+        if path is not None and os.sep in path:
+            told = told.replace(path, Path(path).name)
     lines += ["", "## Provenance", "", "```json", told, "```", ""]
     return "\n".join(lines)
 
@@ -64,4 +66,4 @@ def _call(config: TrainDiffusionConfig, space: LatentSpace) -> str:
     if not space.classes:
         return f"images = pipe(class_labels=[1000] * 4, guidance_scale=1, num_inference_steps={steps}, {seed}).images"
     labels = [i % space.classes for i in range(4)]
-    return f"images = pipe(class_labels={labels}, guidance_scale={config.sampling.guidance}, num_inference_steps={steps}, {seed}).images"
+    return f"images = pipe(class_labels={labels}, guidance_scale={config.guidance}, num_inference_steps={steps}, {seed}).images"

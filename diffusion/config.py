@@ -22,11 +22,11 @@ PRESETS: dict[str, dict[str, int]] = {
 class LatentsConfig:
     """How the stored moments become training latents."""
 
-    draw: Literal["sample", "mean"] = "sample"
-    """`sample`: a fresh draw of the posterior each time a row is seen; `mean`: its mean (all that a data set without `logvar` has)."""
+    draw: Literal["auto", "sample", "mean"] = "auto"
+    """`sample`: a fresh draw of the posterior each time a row is seen; `mean`: its mean. `auto`: draws, where log-variances are stored."""
     validation_rows: int = 512
-    """Most rows held out to validate on, never more than a tenth. All rows of an image (crops, mirrors) stay on one side, but in
-    data sets of fewer than 100 images."""
+    """Most rows held out to validate on, never more than a tenth. All rows of an image (crops, mirrors) stay on one side, at least one
+    image's, but in data sets of fewer than 100 images."""
     workers: int | None = None
     """Loader processes for each training process; null: none on a CPU, two on a GPU."""
 
@@ -83,7 +83,7 @@ class ConditioningConfig:
     classes: Literal["auto", "none"] = "auto"
     """`auto`: the data set's labels where it has them; `none`: train without."""
     dropout: float = 0.1
-    """Share of labels replaced by the null class, which guidance needs (Ho & Salimans 2022)."""
+    """Share of labels replaced by the null class, which guidance needs (Ho & Salimans 2022); at 0 samples are drawn without."""
 
     def __post_init__(self) -> None:
         require(0 <= self.dropout < 1, "dropout", self.dropout, "give a share from 0 to below 1")
@@ -100,7 +100,7 @@ class SamplingConfig:
     guidance: float = 1.5
     """Classifier-free guidance of the grids; 1 is none, and without classes there is none."""
     evaluate: int = 512
-    """Samples of the final evaluation (unguided): their Fréchet distance to held-out latents. 0 leaves it out."""
+    """Samples of the final evaluation (unguided), at most as many as rows are held out: their Fréchet distance to these. 0: none."""
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, "steps", self.steps, "give at least 1")
@@ -146,3 +146,8 @@ class TrainDiffusionConfig:
     """`auto` goes on where the folder's newest complete checkpoint ends; `never` refuses a used folder."""
     preflight: bool = False
     """Do real steps, validation, checkpoint and export in a scratch folder, print memory and expected hours, stop."""
+
+    @property
+    def guidance(self) -> float:
+        """Guidance of samples: none where labels are never dropped, since the null class is then untrained."""
+        return self.sampling.guidance if self.conditioning.dropout > 0 else 1.0

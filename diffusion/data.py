@@ -47,8 +47,8 @@ class LatentBatch:
 def hold_out(latents: Latents, most: int) -> tuple[np.ndarray, np.ndarray]:
     """Row numbers to train on and to validate on, both sorted.
 
-    Held out are `most` rows, at most a tenth; which, depends on the data set alone. All rows of an image stay together,
-    but in data sets of fewer than `FEW_IMAGES` images.
+    Held out are `most` rows, at most a tenth; which, depends on the data set alone. All rows of an image stay together (at
+    least one image's), but in data sets of fewer than `FEW_IMAGES` images.
     """
     images = latents.ids // latents.rows_per_image
     groups = np.unique(images)

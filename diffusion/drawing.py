@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from autoencoder.data.pixels import to_pixels
 from autoencoder.identity import ENCODER
-from autoencoder.model import decode
+from autoencoder.model import decode, decoded_at_once, downsampling
 from autoencoder.report.pictures import plain_grid
 from autoencoder.runtime.errors import ConfigError, UsageError, first_line
 from autoencoder.runtime.files import replace_text
@@ -45,7 +45,7 @@ def open_pipeline(path: str) -> tuple[Any, dict[int, str]]:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
-        pipe = DiTPipeline.from_pretrained(place).to(torch.float32)
+        pipe = DiTPipeline.from_pretrained(place, use_safetensors=True).to(torch.float32)
         table = DiTPipeline.load_config(place).get("id2label") or {}
         names = {int(number): str(name) for number, name in table.items()}
     except Exception as error:  # diffusers, huggingface_hub and safetensors each raise kinds of their own
@@ -79,7 +79,8 @@ def draw(config: SampleConfig) -> None:
             )
         with torch.no_grad():
             # The factor of pipelines that are not folded; ours have 1.
-            pixels = to_pixels(decode(vae, latents / vae.config["scaling_factor"])).cpu()
+            chunks = (latents / vae.config["scaling_factor"]).split(decoded_at_once(side * downsampling(vae)))
+            pixels = torch.cat([to_pixels(decode(vae, chunk)).cpu() for chunk in chunks])
         for number, image in zip(numbers, pixels, strict=True):
             _save(image, _file(out, number))
         bar.update(len(numbers))

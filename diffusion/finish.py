@@ -1,7 +1,9 @@
 """The end of a diffusion run: evaluate the averaged weights, draw, export the pipeline, report."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autoencoder.identity import Identity
 from autoencoder.report.page import write_report
 from autoencoder.report.pictures import grid
 from autoencoder.runtime.files import replace_text
@@ -29,7 +32,7 @@ MOST_CANDIDATES = 50_000
 CHUNK = 2048
 
 
-def finish(task: DiffusionTask, module: Denoiser, recipe: dict[str, Any], notes: Sequence[str]) -> None:
+def finish(task: DiffusionTask, module: Denoiser, recipe: dict[str, Any], identity: Identity, notes: Sequence[str]) -> None:
     """Write `evaluation.json`, `images/neighbours.png`, `pipeline/` and `report.html`; every process calls it."""
     levels = task.noise_levels(module)
     if task.accelerator.is_main_process:
@@ -38,16 +41,18 @@ def finish(task: DiffusionTask, module: Denoiser, recipe: dict[str, Any], notes:
         if _number(task) == 1:
             task.accelerator.print("1 held-out row is too few for a Fréchet distance: it is left out")
         elif _number(task):
-            task.accelerator.print(f"sampling {_number(task)} latents for the evaluation")
+            asked = task.config.sampling.evaluate
+            fewer = f", not {asked:,}: as many as rows are held out" if _number(task) < asked else ""
+            task.accelerator.print(f"sampling {_number(task):,} latents for the evaluation{fewer}")
             measured = _compare(task, module)
             metrics["frechet"], metrics["frechet_floor"] = _metric(measured.samples), _metric(measured.floor)
             metrics["frechet_untrained"] = _metric(measured.untrained)
             report["frechet_on"] = _frechet_on(task, measured)
         _draw_neighbours(task, module)
-        told = _provenance(task, notes)
+        told = {**_provenance(task, notes), "pipeline_vae": asdict(identity)}
         report["provenance"] = told
         card = model_card(task.config, task.space, evaluation=report, provenance=told)
-        parts = Parts(module.dit, task.vae, task.space, recipe, card)
+        parts = Parts(module.dit, task.vae, task.space, recipe, identity, card)
         difference = write_pipeline(parts, task.folder / "pipeline")
         task.accelerator.print(
             f"{task.folder / 'pipeline'}: loaded and sampled by stock diffusers in a fresh process; "
@@ -56,7 +61,18 @@ def finish(task: DiffusionTask, module: Denoiser, recipe: dict[str, Any], notes:
         report["provenance"] = {**told, "pipeline": {"largest_difference_to_stock": difference}}
         replace_text(task.folder / "evaluation.json", json.dumps(report, indent=1))
         write_report([task.folder], task.folder / "report.html")
+        task.accelerator.print(_summary(metrics, task.folder))
     task.accelerator.wait_for_everyone()
+
+
+def _summary(metrics: dict[str, Any], folder: Path) -> str:
+    value = {name: f"{metric['mean']:.4g}" for name, metric in metrics.items()}
+    distance = (
+        f", Fréchet distance {value['frechet']} (training rows {value['frechet_floor']}, untrained {value['frechet_untrained']})"
+        if "frechet" in value
+        else ""
+    )
+    return f"validation loss {value['loss']}{distance}; look at {folder / 'report.html'}"
 
 
 def _number(task: DiffusionTask) -> int:
@@ -100,7 +116,7 @@ def _means(task: DiffusionTask) -> Iterator[Tensor]:
 
 def _draw_neighbours(task: DiffusionTask, module: Denoiser) -> None:
     """Samples, each above the training latent (posterior mean) nearest to it, both decoded."""
-    samples = task.samples(module, task.sample_labels(NEIGHBOURS), task.config.sampling.guidance)
+    samples = task.samples(module, task.sample_labels(NEIGHBOURS), task.config.guidance)
     found = nearest(samples, _means(task))
     folder = task.folder / "images"
     folder.mkdir(exist_ok=True)
@@ -125,8 +141,8 @@ def _metric(value: float) -> dict[str, Any]:
 
 def _provenance(task: DiffusionTask, notes: Sequence[str]) -> dict[str, Any]:
     source = task.train_rows.latents.manifest["source"]
-    # The card may be published: of a folder or file here, its name alone.
-    name = Path(source["name"]).name if Path(source["name"]).exists() else source["name"]
+    # The card may be published: of what is neither the demo nor a hub name, the last part alone.
+    name = source["name"] if re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?( \(\w+\))?", source["name"]) else Path(source["name"]).name
     space, config = task.space, task.config
     return {
         "encoder_hash": space.encoder_hash,

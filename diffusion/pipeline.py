@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from autoencoder.artifact import PREPROCESSING
+from autoencoder.identity import Identity
 from autoencoder.model import AutoencoderKL, decode
 from autoencoder.runtime import torchvision_operators
 from autoencoder.runtime.errors import TrainingError
@@ -47,7 +48,9 @@ class Parts:
     """Not folded."""
     space: LatentSpace
     preprocessing: dict[str, Any]
-    """The autoencoder's pixel recipe and crops, and the hashes of its unfolded weights."""
+    """The autoencoder's pixel recipe and crops."""
+    identity: Identity
+    """Hashes of the unfolded autoencoder."""
     card: str
     """Text of the model card."""
 
@@ -71,9 +74,12 @@ def write_pipeline(parts: Parts, folder: Path) -> float:
     if space.labels is not None:
         index["id2label"] = {str(i): name for i, name in enumerate(space.labels)}
         replace_text(beside / INDEX, json.dumps(index, indent=2) + "\n")
-    folding = {"mean": space.mean, "std": space.std, "of": {"encoder_hash": space.encoder_hash, "decoder_hash": space.decoder_hash}}
+    folding = {"mean": space.mean, "std": space.std, "of": asdict(parts.identity)}
     replace_text(beside / "vae" / PREPROCESSING, json.dumps({**parts.preprocessing, "folded": folding}, indent=1))
     replace_text(beside / "README.md", parts.card)
+    for file in beside.glob("*/*.safetensors"):
+        # safetensors makes files that nobody else may read.
+        file.chmod((beside / "README.md").stat().st_mode)
     difference = gate(beside, Denoiser(dit), vae, space)
     shutil.rmtree(folder, ignore_errors=True)
     beside.rename(folder)
@@ -104,13 +110,13 @@ def gate(folder: Path, denoiser: Denoiser, vae: AutoencoderKL, space: LatentSpac
 
 def sample_in_stock(folder: Path, request: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, int]]:
     """Latents (N, c, h, w), images in [0, 1] (N, C, H, W) and class ids by name, from `stock.py` in a process of its own."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "WORLD_SIZE", "RANK", "LOCAL_RANK")}
+    environment = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
     environment["CUDA_VISIBLE_DEVICES"] = ""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "samples.safetensors"
         script = Path(__file__).with_name("stock.py")
         operators = torchvision_operators.__file__
-        command = [sys.executable, "-I", str(script), operators, str(folder.absolute()), str(out), json.dumps(request)]
+        command = [sys.executable, "-P", str(script), operators, str(folder.absolute()), str(out), json.dumps(request)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]

@@ -7,7 +7,7 @@ from pathlib import Path
 from autoencoder.runtime.errors import ConfigError
 
 INDEX = "model_index.json"
-_WEIGHTS = ("diffusion_pytorch_model*.safetensors", "diffusion_pytorch_model*.bin")
+_WEIGHTS = ("diffusion_pytorch_model*.safetensors",)
 _NEEDED = {"transformer": ("config.json", _WEIGHTS), "vae": ("config.json", _WEIGHTS), "scheduler": ("scheduler_config.json", ())}
 
 
@@ -25,8 +25,12 @@ def check_pipeline(path: str, key: str) -> None:
     if folder is not None:
         _check_folder(folder, key)
     elif Path(path).is_dir():
-        run = (Path(path) / "config.yaml").is_file()
-        remedy = "this run has no pipeline/ yet: let it finish (the same train_diffusion command goes on)" if run else f"no {INDEX} in it"
+        if (Path(path) / "latents.json").is_file():
+            remedy = "this run has no pipeline/ yet: let it finish (the same train_diffusion command goes on)"
+        elif (Path(path) / "config.yaml").is_file():
+            remedy = "a run of the autoencoder, and pipelines come from train_diffusion"
+        else:
+            remedy = f"no {INDEX} in it"
         raise ConfigError(key, path, f"{remedy}; give a finished diffusion run, a DiTPipeline folder or a hub id")
     elif Path(path).exists() or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path) or Path(path.split("/")[0]).is_dir():
         raise ConfigError(key, path, "no such folder; give a finished diffusion run, a DiTPipeline folder or a hub id (`owner/name`)")

@@ -11,8 +11,10 @@ from diffusion.pipeline_path import check_pipeline
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig:
-    """Sample images from a flow-matching DiTPipeline. Image n depends on seed and n: not on how many are drawn, and on the batch size
-    by rounding alone (one level, in rare pixels)."""
+    """Sample images from a flow-matching DiTPipeline; image n depends on seed and n alone.
+
+    The batch size changes an image by rounding only: one level, in rare pixels.
+    """
 
     pipeline: str
     """A finished diffusion run, a DiTPipeline folder or a hub id."""

@@ -117,7 +117,7 @@ def agree(frozen: LatentSpace, now: LatentSpace, *, allow: bool) -> list[str]:
     Raises:
         ConfigError: latents of another encoder (unless `allow`), shape or class table.
     """
-    notes = check_identity(frozen.identity, now.identity, key="latents", what="this run", allow=allow)
+    notes = check_identity(frozen.identity, now.identity, key="latents", what="this run", allow=allow, other="these latents")
     if frozen.shape != now.shape:
         raise ConfigError("latents", now.shape, f"the run began with latents of shape {frozen.shape}; give those, or a new --out")
     if frozen.labels != now.labels:

@@ -1,4 +1,4 @@
-"""Load and sample a pipeline with stock diffusers alone: `python -I stock.py OPERATORS PIPELINE OUT REQUEST`, without our packages.
+"""Load and sample a pipeline with stock diffusers alone: `python -P stock.py OPERATORS PIPELINE OUT REQUEST`, without our packages.
 
 OPERATORS is the file that mends an installation whose torchvision does not fit its torch, where diffusers itself could not be
 imported. REQUEST is JSON: class_labels, guidance_scale, steps, seed. OUT gets `latents` and `images` as safetensors, and the

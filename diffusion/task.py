@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from autoencoder.data.pixels import to_pixels
 from autoencoder.data.steps import Steps
-from autoencoder.model import AutoencoderKL, decode
+from autoencoder.model import AutoencoderKL, decode, decoded_at_once, downsampling
 from autoencoder.report.pictures import plain_grid
 from autoencoder.runtime.checkpoint import HasTensors
 from autoencoder.runtime.config import count
@@ -92,10 +92,9 @@ class DiffusionTask:
     def images(self, latents: Tensor) -> Tensor:
         """Normalised latents (N, c, h, w) to pixels (N, C, H, W), uint8 on the CPU, in batches."""
         device = self.accelerator.device
+        chunks = latents.split(decoded_at_once(self.space.shape[1] * downsampling(self.vae)))
         with torch.no_grad():
-            return torch.cat(
-                [to_pixels(decode(self.vae, self.space.denormalize(z.to(device)))).cpu() for z in latents.split(self.batch_size)]
-            )
+            return torch.cat([to_pixels(decode(self.vae, self.space.denormalize(z.to(device)))).cpu() for z in chunks])
 
     def sample_labels(self, number: int) -> Tensor:
         """Labels (N,) of the first samples: the classes in turn."""
@@ -111,7 +110,7 @@ class DiffusionTask:
     def _draw(self, module: Denoiser, step: int) -> None:
         folder = self.folder / "images"
         folder.mkdir(exist_ok=True)
-        samples = self.samples(module, self.sample_labels(self.config.log.grid_images), self.config.sampling.guidance)
+        samples = self.samples(module, self.sample_labels(self.config.log.grid_images), self.config.guidance)
         # A column a class, where there is room for it.
         classes = self.space.classes
         columns = max(1, 8 // classes) * classes if 0 < classes <= 10 else 8

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from autoencoder import artifact, model
-from autoencoder.identity import check_identity, identity
+from autoencoder.identity import Identity, check_identity, identity
 from autoencoder.latents.opened import open_latents
 from autoencoder.latents.reader import Latents
 from autoencoder.model import AutoencoderKL
@@ -46,7 +46,7 @@ def train(config: TrainDiffusionConfig, run: RunFolder | None, *, trainer_option
         data.check(latents, config)
         now = space.of_latents(latents, conditional=config.conditioning.classes == "auto")
         frozen, notes = (now, []) if starts else _go_on(config, folder, now)
-        vae, recipe, more = _open_vae(config, frozen)
+        vae, recipe, found, more = _open_vae(config, frozen)
         module = build_module(config, frozen.shape)
         notes += more
         if starts and config.init_from is not None:
@@ -59,7 +59,7 @@ def train(config: TrainDiffusionConfig, run: RunFolder | None, *, trainer_option
         training, validation = data.TrainRows(latents, rows, frozen, config), data.ValidationRows(latents, held_out, frozen, config)
         task = DiffusionTask(config, module, frozen, training, validation, vae, accelerator, folder, notes)
         introduction = _introduction(config, latents, frozen, len(rows), len(held_out))
-        return launch.Stage(task, introduction, lambda averaged: finish(task, averaged, recipe, task.notes))
+        return launch.Stage(task, introduction, lambda averaged: finish(task, averaged, recipe, found, task.notes))
 
     return launch.launch(config, run, build, trainer_options=trainer_options)
 
@@ -69,15 +69,15 @@ def _go_on(config: TrainDiffusionConfig, folder: Path, now: LatentSpace) -> tupl
     return frozen, space.agree(frozen, now, allow=config.allow_vae_mismatch)
 
 
-def _open_vae(config: TrainDiffusionConfig, frozen: LatentSpace) -> tuple[AutoencoderKL, dict[str, Any], list[str]]:
-    """The autoencoder that decodes, its recipe, and notes; ConfigError with both hashes where its encoder is not that of the latents."""
+def _open_vae(config: TrainDiffusionConfig, frozen: LatentSpace) -> tuple[AutoencoderKL, dict[str, Any], Identity, list[str]]:
+    """The autoencoder that decodes, its recipe and identity, and notes; UsageError where its encoder is not that of the latents."""
     path, key = (config.vae, "vae") if config.vae is not None else (str(Path(config.latents) / "vae"), "latents")
     vae = model.load(path)
     recipe = artifact.recipe_of(vae, path)
     if int(vae.config["latent_channels"]) != frozen.shape[0]:
         raise ConfigError(key, path, f"it has {vae.config['latent_channels']} latent channels, the latents {frozen.shape[0]}")
     found = identity(vae, recipe["pixels"])
-    return vae, recipe, check_identity(frozen.identity, found, key=key, what="the latents", allow=config.allow_vae_mismatch)
+    return vae, recipe, found, check_identity(frozen.identity, found, key=key, what="the latents", allow=config.allow_vae_mismatch)
 
 
 def load_weights(module: Denoiser, path: str, frozen: LatentSpace, *, allow: bool) -> list[str]:
@@ -96,7 +96,7 @@ def load_weights(module: Denoiser, path: str, frozen: LatentSpace, *, allow: boo
     if not (origin / space.FILE).is_file():
         raise ConfigError("init_from", path, f"no {origin / space.FILE}, so no diffusion run; give one, or one of its checkpoints/step-*")
     other = space.load(origin)
-    notes = check_identity(other.identity, frozen.identity, key="init_from", what=path, allow=allow)
+    notes = check_identity(other.identity, frozen.identity, key="init_from", what=path, allow=allow, other="these latents")
     try:
         state, own = load_file(file), module.state_dict()
     except SafetensorError as error:

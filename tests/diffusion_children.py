@@ -52,13 +52,14 @@ def run(argv: list[str], *, kill: tuple[str | int, ...] | None = None, output: P
 
 
 def refusal(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
-    """What a start that ends with exit code 2 says: one line, after the introduction where training has begun."""
+    """What a start that ends with exit code 2 says: one message, after the introduction where training has begun."""
     from diffusion import train as command
 
     capsys.readouterr()
     assert command.main([*SMALL_DIFFUSION, *argv]) == 2
-    *before, message = capsys.readouterr().err.splitlines()
-    assert message.startswith("error: ")
+    introduction, error, rest = capsys.readouterr().err.partition("error: ")
+    message, before = error + rest.rstrip("\n"), introduction.splitlines()
+    assert error and "error: " not in rest and "Traceback" not in rest
     assert [line.split(":")[0] for line in before] in ([], ["latents", "process", "network"])
     return message
 

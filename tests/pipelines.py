@@ -47,7 +47,8 @@ def parts(classes: list[str] | None = CLASSES, *, channels: int = 3, quant_conv:
         rows=600,
         labels=classes,
     )
-    return Parts(dit, vae.eval(), space, {"pixels": {**RECIPE, "channels": channels}, "encoder_hash": hashes.encoder_hash}, "# Card\n")
+    recipe = {"pixels": {**RECIPE, "channels": channels}, "encoder_hash": hashes.encoder_hash}
+    return Parts(dit, vae.eval(), space, recipe, hashes, "# Card\n")
 
 
 @torch.no_grad()

@@ -95,6 +95,8 @@ def test_another_decoder_is_noted_and_drawn_with(data: Data, begun: Path, tmp_pa
     assert run(argv, output=output) == 0
     assert_noted(folder, output, hashes(data.vae)["decoder_hash"], hashes(data.finer)["decoder_hash"])
     given, exported = (load_file(vae / "diffusion_pytorch_model.safetensors") for vae in (data.finer, folder / "pipeline" / "vae"))
+    folded = json.loads((folder / "pipeline" / "vae" / "preprocessing.json").read_text())["folded"]
+    assert folded["of"]["decoder_hash"] == hashes(data.finer)["decoder_hash"]
     decoder = [name for name in given if name.startswith("decoder.")]
     assert all(np.array_equal(given[name], exported[name]) for name in decoder)
     own = load_file(data.vae / "diffusion_pytorch_model.safetensors")

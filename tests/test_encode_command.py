@@ -185,7 +185,8 @@ def test_preflight_says_what_would_be_written_and_writes_nothing(setting: Path, 
     said = capsys.readouterr().out
     assert "plan: 12 rows (6 images of " in said
     assert "x 2) in 3 shards\n" in said
-    assert "hours at" in said
+    assert " rows/s, measured\n" in said
+    assert "classes    " in said
     assert "precision fp32" in said
     assert not (tmp_path / "new").exists()
     before = files(setting / "done")

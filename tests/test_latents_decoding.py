@@ -82,7 +82,7 @@ def test_another_encoder_is_refused_with_both_hashes_or_allowed_and_said(
     argv = ["--latents", str(made / given), "--out", str(tmp_path / "out"), "--model", str(made / "other")]
     assert reconstruct.main(argv) == 2
     message = capsys.readouterr().err
-    assert message.startswith("error: model: got ")
+    assert message.startswith("error: model: latents of another encoder\n")
     assert all(value in message for value in (*hashes, "allow_vae_mismatch"))
     assert not (tmp_path / "out").exists()
     assert reconstruct.main([*argv, "--allow_vae_mismatch"]) == 0

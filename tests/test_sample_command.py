@@ -325,10 +325,14 @@ def test_paths_that_name_no_pipeline(run: Path, tmp_path: Path, monkeypatch: pyt
     check_pipeline("owner/a-name.v2", "pipeline")
     (tmp_path / "unfinished").mkdir()
     (tmp_path / "unfinished" / "config.yaml").write_text("out: here\n")
+    (tmp_path / "unfinished" / "latents.json").write_text("{}")
+    (tmp_path / "autoencoder").mkdir()
+    (tmp_path / "autoencoder" / "config.yaml").write_text("out: here\n")
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     wrong = {
         str(tmp_path / "unfinished"): "this run has no pipeline/ yet: let it finish",
+        str(tmp_path / "autoencoder"): "a run of the autoencoder, and pipelines come from train_diffusion",
         str(tmp_path / "empty"): "no model_index.json in it",
         str(tmp_path / "file"): "no such folder",
         str(tmp_path / "nowhere"): "no such folder",

@@ -40,7 +40,7 @@ class Chosen:
 def decode_latents(config: ReconstructConfig, path: Path, model: str) -> None:
     """Decode rows of `path` with `model` and write ID.png each and `grid.png` into the folder `config.out`.
 
-    Raises ConfigError for latents of another encoder (unless allowed), of another number of channels, or with values that
+    Raises UsageError for latents of another encoder (unless allowed), of another number of channels, or with values that
     are not finite.
     """
     chosen = _from_file(path, config.rows) if path.is_file() else _from_folder(path, config.rows)

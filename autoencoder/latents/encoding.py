@@ -5,9 +5,11 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from autoencoder.data.batch import Batch
 from autoencoder.data.workers import load as load_batches
@@ -22,11 +24,14 @@ from autoencoder.latents.plan import Plan
 from autoencoder.latents.progress import Progress
 from autoencoder.latents.setup import Setup, set_up
 from autoencoder.latents.table import SideTable
+from autoencoder.runtime.console import duration
 from autoencoder.runtime.device import describe
 from autoencoder.runtime.errors import ConfigError, UsageError
 
 MEASURED = 3
 """Batches that the expected time is taken from."""
+SHOWN = 12
+"""Class names that the plan shows."""
 
 
 def encode_dataset(config: EncodeConfig, folder: LatentsFolder) -> int:
@@ -86,12 +91,19 @@ def _encode(
             parts = []
             for _ in plan.microbatches(shard):
                 batch = next(batches)
-                parts.append((batch, encoder(batch)))
+                parts.append((_without_pixels(batch), encoder(batch)))
                 progress.advance(len(batch.ids))
             yield shards.write(folder.path, plan, shard, _gather(parts, table, plan))
         finished = True
     finally:
         progress.close(finished)
+
+
+def _without_pixels(batch: Batch) -> Batch:
+    """What a shard needs of a batch, in memory of its own: a loader process's tensors each keep a file descriptor open."""
+    empty = torch.empty(0)
+    kept = {name: getattr(batch, name).clone() for name in ("labels", "position", "photo", "weight")}
+    return replace(batch, pixels=empty, noise=empty, **kept)
 
 
 def _gather(parts: list[tuple[Batch, dict[str, np.ndarray]]], table: SideTable, plan: Plan) -> shards.Encoded:
@@ -149,14 +161,17 @@ def _announce(folder: LatentsFolder, plan: Plan, setup: Setup, pending: list[int
     todo = sum(len(plan.shard(n)) for n in pending)
     contents = "mean and log-variance" if plan.recipe["moments"] else "mean"
     goes_on = f"; {plan.shards - len(pending)} of them are done" if len(pending) < plan.shards else ""
-    hours = todo * seconds_a_row / 3600
+    names = plan.labels or []
+    more = ", ..." if len(names) > SHOWN else ""
+    classes = f"{len(names)}: {', '.join(names[:SHOWN])}{more}" if names else "no names (labels that are numbers stay as they are)"
     c, h, w = plan.shape
     images = f"{plan.source['images']:,} images of {plan.source['name']} x {plan.views}"
     print(
         f"plan: {plan.rows:,} rows ({images}) in {plan.shards} shards{goes_on}\n"
         f"  latents    {c} x {h} x {w}, {contents}, {plan.recipe['dtype']}, from crops of {plan.recipe['data']['resolution']} pixels\n"
         f"  size       {plan.rows * plan.row_bytes / 2**20:,.1f} MiB, {todo * plan.row_bytes / 2**20:,.1f} of them to be written\n"
-        f"  time       {hours:.2f} hours at {1 / seconds_a_row:.1f} rows/s, measured\n"
+        f"  classes    {classes}\n"
+        f"  time       {duration(todo * seconds_a_row)} at {1 / seconds_a_row:.1f} rows/s, measured\n"
         f"  device     {describe(setup.device)}, precision {plan.recipe['precision']}"
     )
     existing = next(p for p in (folder.path.absolute(), *folder.path.absolute().parents) if p.exists())

@@ -73,6 +73,7 @@ class LatentsFolder:
         file, text = self.path / PLAN, json.dumps(plan.to_json(), indent=1)
         if file.is_file() and file.read_text(encoding="utf-8") == text:
             return
+        (self.path / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(self.path / VAE, ignore_errors=True)
         for leftover in self.path.glob("data-*"):
             leftover.unlink()

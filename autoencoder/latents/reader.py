@@ -10,6 +10,7 @@ Format: docs/latents-format.md.
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,7 +168,16 @@ class Shard:
         self.tensors: dict[str, np.ndarray] = {}
 
     def open(self) -> None:
-        """Map the tensors into memory, read-only; LatentsError for one that ends beyond the file."""
+        """Map the tensors into memory, read-only; LatentsError for one that ends beyond the file or is not as its header says."""
+        try:
+            self._map()
+        except OSError as error:
+            remedy = "allow more open files (`ulimit -n`): each shard takes one" if error.errno == 24 else _AGAIN
+            raise LatentsError(f"{self.path}: cannot be mapped into memory ({error.strerror}); {remedy}") from error
+        except (TypeError, KeyError) as error:
+            raise LatentsError(f"{self.path}: damaged header ({error!r}); {_AGAIN}") from error
+
+    def _map(self) -> None:
         raw = np.memmap(self.path, dtype=np.uint8, mode="r")
         for name, entry in self._tensors.items():
             first, last = (self._offset + offset for offset in entry["data_offsets"])
@@ -175,6 +185,8 @@ class Shard:
                 raise LatentsError(f"{self.path}: {name} has dtype {entry['dtype']}; this reader knows {', '.join(_DTYPES)}")
             if last > self.bytes:
                 raise LatentsError(f"{self.path}: {self.bytes} bytes, but {name} ends at {last}; {_AGAIN}")
+            if last - first != _DTYPES[entry["dtype"]].itemsize * math.prod(entry["shape"]):
+                raise LatentsError(f"{self.path}: {name} has {last - first} bytes, not those of its shape; {_AGAIN}")
             self.tensors[name] = np.asarray(raw[first:last]).view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
 
 

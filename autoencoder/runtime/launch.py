@@ -7,12 +7,13 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
 
 from autoencoder.runtime.config import CheckpointConfig, LogConfig, OptimizerConfig, TrainConfig, count
@@ -70,7 +71,11 @@ def build_accelerator(train: TrainConfig) -> Accelerator:
         raise ConfigError("train.precision", precision, "training in fp16 needs a GPU; give auto, bf16 or fp32")
     accelerator = Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
+            # The main process evaluates and exports at the end, while the others wait.
+            InitProcessGroupKwargs(timeout=timedelta(hours=12)),
+        ],
     )
     if expected_processes() != accelerator.num_processes:
         raise UsageError(

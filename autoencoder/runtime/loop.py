@@ -156,7 +156,8 @@ class Trainer(Generic[M]):
 
     def _step(self, step: int, batches: list[Any]) -> None:
         """One optimiser step over this process's microbatches."""
-        images = min(self.train.batch_size, self.total_images - self.progress.images)
+        # By the step, as the loader has it: where a run was lengthened, the batch that its old end cut short is not filled up.
+        images = min(self.train.batch_size, self.total_images - step * self.train.batch_size)
         # Data-parallel wrappers average gradients over processes; the loss is the mean over the global batch.
         scale = self.accelerator.num_processes / images * self.loss_scale.value
         sums: dict[str, Tensor] = {}
@@ -183,7 +184,7 @@ class Trainer(Generic[M]):
         self.optimizers.step(factor, found_inf)
         self.optimizers.zero_grad()
         self.loss_scale.update(found_inf)
-        self.progress = Progress(step + 1, self.progress.images + images)
+        self.progress = Progress(step + 1, step * self.train.batch_size + images)
         if self.ema is not None:
             self.ema.update(self.progress.images, images, found_inf)
         self.task.update(means, found_inf)

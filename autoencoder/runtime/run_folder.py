@@ -85,7 +85,9 @@ class RunFolder:
             for key, before, now in _changes(old, dotted(new)):
                 change = f"{key}: {before!r} -> {now!r}"
                 if key == LENGTH and count(now, key) > count(before, key):
-                    self.notes.append(f"{change}, a longer run; what follows its length (schedules) changes from here on")
+                    self.notes.append(
+                        f"{change}, a longer run; what follows its length (schedules) changes from here on{_cut(before, new)}"
+                    )
                 elif _within(key, FREE):
                     self.notes.append(change)
                 elif not _within(key, START):
@@ -98,6 +100,17 @@ class RunFolder:
                     f"(all of them: {file}); what may change: {LENGTH} (longer), {', '.join(free)}"
                 )
         replace_text(file, to_yaml(new))
+
+
+def _cut(before: Any, new: dict[str, Any]) -> str:
+    """What the shorter run's last batch, where it was not a whole one, leaves out of the longer run."""
+    size, images = new["train"].get("batch_size", 1), count(before, LENGTH)
+    end = -(-images // size) * size
+    return (
+        f"; if it had ended, images {images:,} to {end - 1:,} of the stream are left out, as its last batch was not full"
+        if end > images
+        else ""
+    )
 
 
 def _within(key: str, names: tuple[str, ...]) -> bool:
