@@ -9,7 +9,7 @@ from autoencoder.data.paths import check_source
 from autoencoder.lpips_weights import lpips_weights_path
 from autoencoder.model_path import check_model
 from autoencoder.runtime import cli
-from autoencoder.runtime.errors import require
+from autoencoder.runtime.errors import ConfigError, require
 from autoencoder.runtime.files import replace_text
 
 
@@ -112,7 +112,10 @@ def _evaluate(argv: list[str] | None) -> int:
     if report["provenance"]["likelihood"] is None:
         print("no likelihood beside this model and none given (likelihood.name, likelihood.scale): NLL and ELBO left out")
     if config.out is not None:
-        replace_text(Path(config.out), json.dumps(report, indent=1))
+        try:
+            replace_text(Path(config.out), json.dumps(report, indent=1))
+        except OSError as error:
+            raise ConfigError("out", config.out, f"cannot be written ({error.strerror}); give a file in a folder that takes it") from error
         print(f"written to {config.out}")
     return 0
 

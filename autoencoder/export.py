@@ -6,6 +6,7 @@ from typing import Literal
 
 from autoencoder.runtime import cli
 from autoencoder.runtime.errors import UsageError, require
+from autoencoder.runtime.lock import make_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +50,12 @@ def _export(argv: list[str] | None) -> int:
     if dtype == torch.float16 and worst > 65504:
         raise UsageError(f"dtype: fp16 cannot hold these weights (largest {worst:.3g}, fp16 ends at 65504); give bf16 or fp32")
     out = Path(config.out)
+    make_folder(out if config.format == "diffusers" else out.absolute().parent, "the export")
     if config.format == "ldm":
         from safetensors.torch import save_file
 
         from autoencoder.ldm_names import to_ldm
 
-        out.parent.mkdir(parents=True, exist_ok=True)
         save_file({k: v.to(dtype).contiguous() for k, v in to_ldm(vae).items()}, out)
     elif recipe is None:
         artifact.save_stock(vae.to(dtype), out)

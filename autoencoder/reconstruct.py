@@ -7,6 +7,7 @@ from autoencoder.latents.check import check_latents
 from autoencoder.model_path import check_model
 from autoencoder.runtime import cli
 from autoencoder.runtime.errors import ConfigError, UsageError, require
+from autoencoder.runtime.lock import make_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +97,7 @@ def _images(config: ReconstructConfig, input: str, model: str) -> int:
     vae = load(model, subfolder=config.subfolder, revision=config.revision, variant=config.variant).to(device).eval()
     channels = int(vae.config["in_channels"])
     root = given if given.is_dir() else given.parent
+    make_folder(Path(config.out), "the pictures")
     written = 0
     for path in tqdm(paths, unit="img", disable=None if len(paths) > 1 else True):
         try:

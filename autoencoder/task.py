@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from autoencoder import evaluation
 from autoencoder.config import TrainAutoencoderConfig
 from autoencoder.data.loader import Batch, TrainLoader, ValidationSet
+from autoencoder.data.order import spread
 from autoencoder.data.pixels import to_images, to_pixels
 from autoencoder.data.sources import Source
 from autoencoder.kl_control import kl_weight
@@ -177,7 +178,7 @@ class AutoencoderTask:
             self.validation_source, self.config.data, seed=self.config.train.seed, batch_size=wanted, latent_shape=self.latent_shape
         )
         # Spread over the set: crops of one photo follow each other.
-        chosen = torch.linspace(0, len(crops) - 1, min(wanted, len(crops))).round().long().tolist()
+        chosen = spread(len(crops), wanted).tolist()
         images = to_images(crops.pixels(chosen).to(self.accelerator.device))
         reconstruction = decode(module.vae, encode(module.vae, images).mode())
         grid(to_pixels(images).cpu(), to_pixels(reconstruction).cpu(), columns=8).save(folder / f"step-{step:08d}.png")

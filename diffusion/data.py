@@ -152,15 +152,14 @@ def conditioning_labels(rows: Rows, space: LatentSpace) -> np.ndarray:
     return np.where((rows.label < 0) | (space.labels is None), NULL_CLASS, rows.label)
 
 
-def check(latents: Latents, config: TrainDiffusionConfig) -> None:
-    """Refuse a data set that cannot be trained on as configured.
+def check(latents: Latents, training: int, config: TrainDiffusionConfig) -> None:
+    """Refuse a data set, of whose rows `training` are left to train on, that cannot be used as configured.
 
     Raises:
         ConfigError: fewer training rows than a batch, or draws of a posterior that was not stored.
     """
     if config.data.draw == "sample" and not latents.has_logvar:
         raise ConfigError("data.draw", "sample", f"{latents.folder} holds means only; give data.draw=mean, or encode with moments")
-    training = len(hold_out(latents, config.data.validation_rows)[0]) if len(latents) > 1 else 0
     if training < config.train.batch_size:
         raise ConfigError(
             "train.batch_size", config.train.batch_size,

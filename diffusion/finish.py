@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autoencoder.data.order import spread
 from autoencoder.identity import Identity
 from autoencoder.report.page import write_report
 from autoencoder.report.pictures import grid
@@ -102,11 +103,6 @@ def _spread(task: DiffusionTask, most: int) -> np.ndarray:
     return rows[spread(len(rows), most)]
 
 
-def spread(count: int, most: int) -> np.ndarray:
-    """At most `most` of `count` places, evenly: data sets come class by class."""
-    return np.linspace(0, count - 1, min(most, count)).round().astype(np.int64)
-
-
 def _means(task: DiffusionTask) -> Iterator[Tensor]:
     """Normalised posterior means of the candidates for nearest neighbours, in chunks."""
     rows = _spread(task, MOST_CANDIDATES)
@@ -148,7 +144,7 @@ def _provenance(task: DiffusionTask, notes: Sequence[str]) -> dict[str, Any]:
         "encoder_hash": space.encoder_hash,
         "decoder_hash": space.decoder_hash,
         "latents": {"recipe_hash": space.recipe_hash, "rows": space.rows, "shape": list(space.shape), "data": {**source, "name": name}},
-        "sampling": {"sampler": config.sampling.sampler, "steps": config.sampling.steps, "guidance": config.sampling.guidance},
+        "sampling": {"sampler": config.sampling.sampler, "steps": config.sampling.steps, "guidance": config.guidance},
         "validation": f"velocity error on {len(task.validation_rows)} held-out rows at fixed times and noise",
         "images_seen": task.steps.images,
         "seed": config.train.seed,

@@ -20,7 +20,7 @@ from autoencoder.identity import Identity
 from autoencoder.model import AutoencoderKL, decode
 from autoencoder.runtime import torchvision_operators
 from autoencoder.runtime.errors import TrainingError
-from autoencoder.runtime.files import replace_text
+from autoencoder.runtime.files import partial, replace_text
 from diffusion import sampling
 from diffusion.denoiser import NULL_CLASS, Denoiser, DiTTransformer2DModel
 from diffusion.fold import fold
@@ -61,7 +61,7 @@ def write_pipeline(parts: Parts, folder: Path) -> float:
     Raises:
         TrainingError: it does not load there, or samples something else; what was written stays beside `folder` to look at.
     """
-    beside = folder.with_name(f".{folder.name}.partial")
+    beside = partial(folder)
     shutil.rmtree(beside, ignore_errors=True)
     dit, space = copy.deepcopy(parts.dit).float().cpu().eval(), parts.space
     vae = copy.deepcopy(parts.vae).float().cpu().eval()

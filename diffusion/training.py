@@ -43,7 +43,8 @@ def train(config: TrainDiffusionConfig, run: RunFolder | None, *, trainer_option
 
     def build(accelerator: Accelerator, folder: Path, starts: bool) -> launch.Stage[Denoiser]:
         latents = open_latents(config.latents, "latents")
-        data.check(latents, config)
+        rows, held_out = data.hold_out(latents, config.data.validation_rows)
+        data.check(latents, len(rows), config)
         now = space.of_latents(latents, conditional=config.conditioning.classes == "auto")
         frozen, notes = (now, []) if starts else _go_on(config, folder, now)
         vae, recipe, found, more = _open_vae(config, frozen)
@@ -55,7 +56,6 @@ def train(config: TrainDiffusionConfig, run: RunFolder | None, *, trainer_option
             accelerator.print(note)
         if starts and accelerator.is_main_process:
             frozen.save(folder)
-        rows, held_out = data.hold_out(latents, config.data.validation_rows)
         training, validation = data.TrainRows(latents, rows, frozen, config), data.ValidationRows(latents, held_out, frozen, config)
         task = DiffusionTask(config, module, frozen, training, validation, vae, accelerator, folder, notes)
         introduction = _introduction(config, latents, frozen, len(rows), len(held_out))

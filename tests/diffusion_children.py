@@ -51,6 +51,12 @@ def run(argv: list[str], *, kill: tuple[str | int, ...] | None = None, output: P
     return wait(start(train, argv, kill, output, gated))
 
 
+def begin(latents: Path, folder: Path) -> Path:
+    """A run that was killed after a checkpoint."""
+    assert run([*SMALL_DIFFUSION, "--latents", str(latents), "--out", str(folder)], kill=("losses", 7)) < 0
+    return folder
+
+
 def refusal(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
     """What a start that ends with exit code 2 says: one message, after the introduction where training has begun."""
     from diffusion import train as command

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.diffusion_children import SMALL_DIFFUSION, refusal, run
+from tests.diffusion_children import SMALL_DIFFUSION, begin, refusal, run
 from tests.small_latents import Data, encode_photos, write_data, write_photos
 
 
@@ -21,9 +21,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
 @pytest.fixture(scope="module")
 def begun(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was killed after a checkpoint."""
-    folder = tmp_path_factory.mktemp("begun") / "run"
-    assert run([*SMALL_DIFFUSION, "--latents", str(data.latents), "--out", str(folder)], kill=("losses", 7)) < 0
-    return folder
+    return begin(data.latents, tmp_path_factory.mktemp("begun") / "run")
 
 
 def hashes(vae: Path) -> dict[str, str]:

@@ -12,7 +12,7 @@ from autoencoder.data.order import sample_index
 from autoencoder.latents.reader import Latents
 from diffusion.data import hold_out
 from diffusion.space import of_latents
-from tests.diffusion_children import SMALL_DIFFUSION, refusal, run
+from tests.diffusion_children import begin, refusal
 from tests.small_latents import Data, rewrite, sign, write_data, write_latents
 
 
@@ -24,9 +24,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
 @pytest.fixture(scope="module")
 def begun(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was killed after a checkpoint."""
-    folder = tmp_path_factory.mktemp("begun") / "run"
-    assert run([*SMALL_DIFFUSION, "--latents", str(data.latents), "--out", str(folder)], kill=("losses", 7)) < 0
-    return folder
+    return begin(data.latents, tmp_path_factory.mktemp("begun") / "run")
 
 
 def numbers(rows: int, shape: tuple[int, int, int] = (4, 8, 8)) -> np.ndarray:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from autoencoder import artifact, encode, reconstruct
+from autoencoder import artifact, encode, export, reconstruct
 from autoencoder.latents.reader import Latents
 from autoencoder.model import load
 from tests.encode_children import photos, small_model
@@ -139,3 +139,22 @@ def test_bad_input_ends_with_2_and_one_message(
     own.write_bytes(b"nothing of the kind")
     assert reconstruct.main([f"--latents={own}", f"--model={made / 'vae'}", "--out", str(tmp_path / "out")]) == 2
     assert "cannot be read as safetensors" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("below", ["", "/deeper"])
+def test_an_out_that_is_a_file_or_lies_in_one_is_one_message(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], below: str
+) -> None:
+    (tmp_path / "file").touch()
+    out = f"{tmp_path / 'file'}{below}"
+    commands = [
+        (reconstruct.main, ["--latents", str(made / "latents")]),
+        (reconstruct.main, ["--model", str(made / "vae"), "--input", str(made / "photos" / "0.png")]),
+        (export.main, ["--checkpoint", str(made / "vae")]),
+    ]
+    for main, argv in commands:
+        capsys.readouterr()
+        assert main([*argv, "--out", out]) == 2
+        message = capsys.readouterr().err
+        assert message.startswith(f"error: out: got '{out}'")
+        assert message.count("\n") == 1

@@ -13,6 +13,11 @@ def sample_index(seed: int, images: int, position: int) -> int:
     return int(_permutation(seed, images, epoch)[place])
 
 
+def spread(count: int, most: int) -> np.ndarray:
+    """At most `most` of the numbers below `count`, evenly spread and ascending: data sets come class by class."""
+    return np.linspace(0, count - 1, min(most, count)).round().astype(np.int64)
+
+
 # A batch may reach over the end of an epoch, so two are kept.
 @lru_cache(maxsize=2)
 def _permutation(seed: int, images: int, epoch: int) -> np.ndarray:

@@ -4,22 +4,22 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from autoencoder.artifact import recipe_of
+from autoencoder.data.order import spread
 from autoencoder.data.pixels import to_pixels
 from autoencoder.identity import Identity, check_identity, identity
 from autoencoder.latents.opened import open_latents
 from autoencoder.latents.reader import LatentsError
-from autoencoder.model import decode, load
+from autoencoder.model import decode, decoded_at_once, downsampling, load
 from autoencoder.reconstruct import ReconstructConfig
 from autoencoder.report.pictures import plain_grid
 from autoencoder.runtime.errors import ConfigError
+from autoencoder.runtime.lock import make_folder
 
-BATCH = 8
 GRID = 64
 """Most pictures in `grid.png`."""
 
@@ -55,11 +55,12 @@ def decode_latents(config: ReconstructConfig, path: Path, model: str) -> None:
         raise ConfigError("latents", str(path), f"these have {chosen.mean.shape[1]} channels, the model {channels}; give their own model")
     vae = vae.to(device).eval()
     out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
-    pictured = set(_spread(len(chosen.ids), GRID))
+    make_folder(out, "the pictures")
+    pictured = set(spread(len(chosen.ids), GRID).tolist())
     pictures = []
-    for start in range(0, len(chosen.ids), BATCH):
-        pixels = to_pixels(decode(vae, chosen.mean[start : start + BATCH].to(device))).cpu()
+    batch = decoded_at_once(max(chosen.mean.shape[2:]) * downsampling(vae))
+    for start in range(0, len(chosen.ids), batch):
+        pixels = to_pixels(decode(vae, chosen.mean[start : start + batch].to(device))).cpu()
         for row, picture in enumerate(pixels, start):
             channels_last = picture.permute(1, 2, 0).numpy()
             Image.fromarray(channels_last[:, :, 0] if len(picture) == 1 else channels_last).save(out / f"{chosen.ids[row]:08d}.png")
@@ -72,7 +73,7 @@ def decode_latents(config: ReconstructConfig, path: Path, model: str) -> None:
 def _from_folder(path: Path, rows: int | None) -> Chosen:
     latents = open_latents(str(path), "latents")
     try:
-        read = latents.gather(_spread(len(latents), rows))
+        read = latents.gather(spread(len(latents), rows or len(latents)))
     except LatentsError as error:
         raise ConfigError("latents", str(path), str(error)) from error
     return Chosen(torch.from_numpy(read.mean), read.id.tolist(), latents.manifest["encoder_hash"], latents.manifest["decoder_hash"])
@@ -89,7 +90,7 @@ def _from_file(path: Path, rows: int | None) -> Chosen:
             shape = tuple(file.get_slice(name).get_shape())
             if len(shape) != 4 or 0 in shape:
                 raise ConfigError("latents", str(path), f"{name} has shape {shape}; give (N, c, h, w), with N at least 1")
-            wanted = _spread(shape[0], rows)
+            wanted = spread(shape[0], rows or shape[0]).tolist()
             mean = torch.cat([file.get_slice(name)[row : row + 1] for row in wanted]).float()
             ids = file.get_tensor("id")[wanted].tolist() if "id" in names else wanted
     except (OSError, SafetensorError) as error:
@@ -99,8 +100,3 @@ def _from_file(path: Path, rows: int | None) -> Chosen:
         row = wanted[int(torch.nonzero(~finite)[0])]
         raise ConfigError("latents", str(path), f"{name} of row {row} is not finite; encode it again")
     return Chosen(mean, ids, metadata.get("encoder_hash"), None)
-
-
-def _spread(rows: int, most: int | None) -> list[int]:
-    """At most `most` of `rows` numbers, evenly spread, ascending."""
-    return list(range(rows)) if most is None or most >= rows else [int(row) for row in np.linspace(0, rows - 1, most).round()]

@@ -58,9 +58,7 @@ def set_up(config: EncodeConfig) -> Setup:
     assert config.data.source is not None
     source = open_source(config.data.source, split=config.data.split, config=data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = choose_precision(config.precision, device)
-    if precision == "fp16" and device.type == "cpu":
-        raise ConfigError("precision", precision, "fp16 needs a GPU; give auto, bf16 or fp32")
+    precision = choose_precision(config.precision, device, "precision")
     preprocessing = {key: known[key] for key in ("pixels", "crops")} if known else artifact.preprocessing(data, 256)
     hashes = identity(vae, preprocessing["pixels"])
     settings = {key: plain(getattr(data, key)) for key in ("split", "resolution", "resize", "filter", "crop", "zoom")}

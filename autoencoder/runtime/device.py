@@ -4,6 +4,8 @@ import platform
 
 import torch
 
+from autoencoder.runtime.errors import ConfigError
+
 
 def fast_bf16(device: torch.device) -> bool:
     """Whether bf16 products run on units of their own here."""
@@ -15,8 +17,10 @@ def fast_bf16(device: torch.device) -> bool:
     return False
 
 
-def choose_precision(configured: str, device: torch.device) -> str:
-    """`auto` as the device would have it: bf16 where it is fast, else fp32."""
+def choose_precision(configured: str, device: torch.device, key: str) -> str:
+    """`auto` as the device would have it: bf16 where it is fast, else fp32. ConfigError under `key` for fp16 on a CPU."""
+    if configured == "fp16" and device.type == "cpu":
+        raise ConfigError(key, configured, "fp16 needs a GPU; give auto, bf16 or fp32")
     if configured != "auto":
         return configured
     return "bf16" if fast_bf16(device) else "fp32"

@@ -19,7 +19,7 @@ from torch import nn
 from autoencoder.runtime.config import CheckpointConfig, LogConfig, OptimizerConfig, TrainConfig, count
 from autoencoder.runtime.config_file import dotted, plain
 from autoencoder.runtime.device import choose_precision, describe, peak_memory_bytes
-from autoencoder.runtime.errors import ConfigError, UsageError
+from autoencoder.runtime.errors import UsageError
 from autoencoder.runtime.loop import Task, Trainer
 from autoencoder.runtime.processes import expected_processes
 from autoencoder.runtime.run_folder import RunFolder
@@ -66,9 +66,7 @@ def build_accelerator(train: TrainConfig) -> Accelerator:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     device = torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
-    precision = choose_precision(train.precision, device)
-    if precision == "fp16" and device.type == "cpu":
-        raise ConfigError("train.precision", precision, "training in fp16 needs a GPU; give auto, bf16 or fp32")
+    precision = choose_precision(train.precision, device, "train.precision")
     accelerator = Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
         kwargs_handlers=[
