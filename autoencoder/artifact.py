@@ -11,12 +11,13 @@ from safetensors.torch import load_file, save
 
 from autoencoder.config import DataConfig, TrainAutoencoderConfig
 from autoencoder.identity import decoder_hash, encoder_hash
-from autoencoder.likelihood import Likelihood, build_likelihood
-from autoencoder.model import AutoencoderKL, build, load
+from autoencoder.likelihood import Likelihood, LocationScale, PixelScale, build_likelihood
+from autoencoder.model import CONV_OUT, AutoencoderKL, add_scale_rows, build, is_widened, load, narrow, scale_rows, widen
 from autoencoder.model_path import folder_of
 from autoencoder.runtime.checkpoint import STATE
 from autoencoder.runtime.cli import load_config
 from autoencoder.runtime.errors import UsageError
+from autoencoder.scale import learned_scale
 
 LIKELIHOOD = "likelihood.safetensors"
 PREPROCESSING = "preprocessing.json"
@@ -38,18 +39,30 @@ def save_autoencoder(
 ) -> None:
     """Write a folder that stock `AutoencoderKL.from_pretrained` loads, in `dtype`.
 
-    `preprocessing.json` gets the hashes of the weights as they are before the cast.
+    `preprocessing.json` gets the hashes of the weights as they are before the cast. The log-scale rows of a widened network, which
+    stock code has no place for, go into the likelihood's file.
     """
     hashes = {"encoder_hash": encoder_hash(vae, preprocessing["pixels"]), "decoder_hash": decoder_hash(vae)}
     if dtype != torch.float32:
         vae = copy.deepcopy(vae).to(dtype)
-    save_stock(vae, folder)
+    save_stock(narrow(vae), folder)
     (folder / PREPROCESSING).write_text(json.dumps({**preprocessing, **hashes}, indent=1))
     if likelihood is not None:
-        scale = torch.as_tensor(likelihood.scale, dtype=torch.float32).detach().cpu().reshape(-1)
-        # One key: several come out in random order, and equal likelihoods should be equal files.
-        told = {"likelihood": json.dumps({"name": likelihood.name, "levels": likelihood.levels or 0})}
-        (folder / LIKELIHOOD).write_bytes(save({"scale": scale}, metadata=told))
+        (folder / LIKELIHOOD).write_bytes(_likelihood_file(likelihood, vae))
+
+
+def _likelihood_file(likelihood: Likelihood, vae: AutoencoderKL) -> bytes:
+    told: dict[str, Any] = {"name": likelihood.name, "levels": likelihood.levels or 0}
+    if isinstance(likelihood, PixelScale):
+        told["bounds"] = likelihood.bounds
+        tensors = {name: rows.detach().cpu().contiguous() for name, rows in scale_rows(vae).items()}
+    else:
+        assert isinstance(likelihood, LocationScale)
+        # A chosen scale exactly as it was chosen; null for a fitted one.
+        told["fixed"] = likelihood.fixed_scale
+        tensors = {"scale": torch.as_tensor(likelihood.scale, dtype=torch.float32).detach().cpu().reshape(-1)}
+    # One key: several come out in random order, and equal likelihoods should be equal files.
+    return save(tensors, metadata={"likelihood": json.dumps(told)})
 
 
 def save_stock(vae: AutoencoderKL, folder: Path) -> None:
@@ -65,15 +78,30 @@ def save_stock(vae: AutoencoderKL, folder: Path) -> None:
 
 
 def load_likelihood(folder: Path) -> Likelihood | None:
-    """The likelihood saved beside an autoencoder, if there is one."""
+    """The likelihood saved beside an autoencoder, if there is one; `attach_scales` gives a `PixelScale` its scales."""
     path = folder / LIKELIHOOD
     if not path.is_file():
         return None
     with safe_open(path, framework="pt") as file:
-        metadata, scale = file.metadata(), file.get_tensor("scale")
-    # Version 0.1.0's first files have the two values as keys of their own.
-    told = json.loads(metadata["likelihood"]) if "likelihood" in metadata else metadata
-    return build_likelihood(told["name"], float(scale), int(told["levels"]) or 256)
+        metadata = file.metadata()
+        # Version 0.1.0's first files have the two values as keys of their own.
+        told = json.loads(metadata["likelihood"]) if "likelihood" in metadata else metadata
+        levels = int(told["levels"]) or 256
+        if "bounds" in told:
+            return PixelScale(told["name"], levels, tuple(told["bounds"]))
+        scale = file.get_tensor("scale").reshape(())
+    chosen = told.get("fixed")
+    return build_likelihood(told["name"], chosen if isinstance(chosen, float) else scale, levels)
+
+
+def attach_scales(vae: AutoencoderKL, folder: Path) -> None:
+    """Widen `vae` by the log-scale rows saved beside it, where there are any: what measuring the NLL takes."""
+    path = folder / LIKELIHOOD
+    if is_widened(vae) or not path.is_file():
+        return
+    rows = load_file(path)
+    if set(rows) == set(CONV_OUT):
+        add_scale_rows(vae, rows)
 
 
 def load_preprocessing(folder: Path) -> dict[str, Any] | None:
@@ -89,18 +117,23 @@ def recipe_of(vae: AutoencoderKL, path: str, subfolder: str | None = None) -> di
     return found or {"pixels": {"range": [-1.0, 1.0], "levels": 256, "channels": int(vae.config["in_channels"])}}
 
 
-def load_weights(vae: AutoencoderKL, path: str) -> None:
+def load_weights(vae: AutoencoderKL, path: str) -> str | None:
     """Weights for `vae` from a run, a checkpoint (its moving average where it has one) or a diffusers folder.
+
+    Log scales that one of the two networks lacks keep their starting value, or are dropped; what is returned says which.
 
     Raises:
         UsageError: nothing there, or weights of another architecture; the message names the first that differs.
     """
-    folder = Path(path)
-    found = next((folder / n for n in ("ema.safetensors", "model.safetensors") if (folder / n).is_file()), None)
-    if found is None:
-        state = load(path).state_dict()
-    else:
-        state = {k.removeprefix("vae."): v for k, v in load_file(found).items() if k.startswith("vae.")}
+    state, note = _weights(path), None
+    channels, widened = vae.config["in_channels"], is_widened(vae)
+    rows = len(state.get(CONV_OUT[0], ()))
+    if widened and rows == channels:
+        state |= {name: torch.cat((state[name], fresh.to(state[name]))) for name, fresh in scale_rows(vae).items()}
+        note = f"init_from: {path} has no log scales in its decoder; they start at objective.likelihood.value everywhere"
+    elif not widened and rows == 2 * channels:
+        state |= {name: state[name][:channels] for name in CONV_OUT}
+        note = f"init_from: {path} has log scales in its decoder, which this objective does not use; they are dropped"
     own = {k: tuple(v.shape) for k, v in vae.state_dict().items()}
     given = {k: tuple(v.shape) for k, v in state.items()}
     for name in sorted(own.keys() | given.keys()):
@@ -110,15 +143,34 @@ def load_weights(vae: AutoencoderKL, path: str) -> None:
                 "give weights of the same architecture"
             )
     vae.load_state_dict(state)
+    return note
+
+
+def _weights(path: str) -> dict[str, torch.Tensor]:
+    """The network's state in a run, a checkpoint or a diffusers folder, with its log scales where it has any."""
+    folder = Path(path)
+    found = next((folder / n for n in ("ema.safetensors", "model.safetensors") if (folder / n).is_file()), None)
+    if found is not None:
+        return {k.removeprefix("vae."): v for k, v in load_file(found).items() if k.startswith("vae.")}
+    vae, beside = load(path), folder_of(path)
+    if beside is not None:
+        attach_scales(vae, beside)
+    state: dict[str, torch.Tensor] = vae.state_dict()
+    return state
 
 
 def open_checkpoint(folder: Path) -> tuple[AutoencoderKL, Likelihood | None, dict[str, Any] | None]:
-    """Network, likelihood and recipe of a training checkpoint (`RUN/checkpoints/step-*`) or of an exported folder."""
+    """Network, likelihood and recipe of a training checkpoint (`RUN/checkpoints/step-*`) or of an exported folder.
+
+    The network is widened where the likelihood is a `PixelScale`.
+    """
     if (folder / STATE).is_file():
         return _open_training_checkpoint(folder)
-    found = folder_of(str(folder))
-    vae = load(str(folder))
-    return vae, (load_likelihood(found) if found else None), (load_preprocessing(found) if found else None)
+    found, vae = folder_of(str(folder)), load(str(folder))
+    if found is None:
+        return vae, None, None
+    attach_scales(vae, found)
+    return vae, load_likelihood(found), load_preprocessing(found)
 
 
 def _open_training_checkpoint(folder: Path) -> tuple[AutoencoderKL, Likelihood, dict[str, Any]]:
@@ -127,10 +179,14 @@ def _open_training_checkpoint(folder: Path) -> tuple[AutoencoderKL, Likelihood, 
         raise UsageError(f"{folder}: the run's config.yaml is not beside it ({file}); give a checkpoint within its run")
     config = load_config(TrainAutoencoderConfig, file)
     vae = build(config.model, channels=config.data.channels, resolution=config.data.resolution)
+    chosen = config.objective.likelihood
+    if chosen.scale == "pixel":
+        widen(vae, chosen.value)
     load_weights(vae, str(folder))
+    recipe = preprocessing(config.data, json.loads((folder / STATE).read_text())["task"]["levels"])
+    if chosen.scale == "pixel":
+        return vae, PixelScale(chosen.name, chosen.levels, chosen.bounds), recipe
     weights = next(folder / n for n in ("ema.safetensors", "model.safetensors") if (folder / n).is_file())
     log_scale = load_file(weights).get("log_scale")
-    scale = load_file(folder / "controllers.safetensors")["scale"] if log_scale is None else log_scale.exp()
-    chosen = config.objective.likelihood
-    state = json.loads((folder / STATE).read_text())
-    return vae, build_likelihood(chosen.name, float(scale), chosen.levels), preprocessing(config.data, state["task"]["levels"])
+    scale = load_file(folder / "controllers.safetensors")["scale"] if log_scale is None else learned_scale(log_scale, chosen)
+    return vae, build_likelihood(chosen.name, chosen.value if chosen.scale == "fixed" else scale, chosen.levels), recipe

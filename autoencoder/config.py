@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from autoencoder.runtime.config import CheckpointConfig, LogConfig, OptimizerConfig, TrainConfig, count
+from autoencoder.experimental.config import ExperimentalConfig, check_objective
+from autoencoder.objective_config import ObjectiveConfig
+from autoencoder.runtime.config import CheckpointConfig, LogConfig, OptimizerConfig, TrainConfig
 from autoencoder.runtime.errors import require
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -143,94 +145,6 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LikelihoodConfig:
-    """p(x|z): what makes the reconstruction error nats."""
-
-    name: Literal["gaussian", "laplace", "discretized_logistic", "discretized_gaussian"] = "laplace"
-    """Density of a pixel given the decoder's output; the discretised ones give bits/dim."""
-    scale: Literal["analytic", "learned", "fixed"] = "analytic"
-    """`analytic`: follows the training error (its maximum-likelihood value); `learned`: a parameter; `fixed`: `value`."""
-    value: float = 0.1
-    """The scale (sigma, b or s, in units where images span [-1, 1]) where `fixed`; where the others start."""
-    levels: Literal[256, 65536] = 256
-    """Levels of a pixel: 256 for 8-bit images, 65536 for 16-bit ones (discretised likelihoods)."""
-    decay: float = 0.9
-    """How much of the analytic scale's running moment each optimiser step keeps."""
-
-    def __post_init__(self) -> None:
-        require(self.value > 0, "value", self.value, "give a scale above 0")
-        require(0 <= self.decay < 1, "decay", self.decay, "give 0 to below 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class KLConfig:
-    """Weight of the KL term over the run."""
-
-    weight: float = 1.0
-    """Final weight of the KL, read by `objective.convention` (in `elbo`: beta, nats against nats)."""
-    schedule: Literal["constant", "linear"] = "constant"
-    """`linear` raises the weight from zero over `anneal_images`."""
-    anneal_images: int | str = 0
-    """Length of the rise in images seen."""
-
-    def __post_init__(self) -> None:
-        require(self.weight >= 0, "weight", self.weight, "give 0 or more")
-        images = count(self.anneal_images, "anneal_images")
-        require(
-            (images > 0) == (self.schedule == "linear"),
-            "anneal_images",
-            self.anneal_images,
-            "give images above 0 with schedule `linear`, 0 with `constant`",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class PerceptualConfig:
-    """The auxiliary perceptual term: not part of the ELBO, logged apart from it."""
-
-    name: Literal["none", "ssim", "lpips"] = "none"
-    """`ssim`: 1 - SSIM, needs no weights. `lpips`: Zhang et al. 2018, needs a backbone's weights."""
-    weight: float = 1.0
-    """Weight of the distance, read by `objective.convention` (in `elbo`: nats a dimension at distance 1)."""
-    net: Literal["vgg", "alex", "squeeze"] = "vgg"
-    """LPIPS backbone."""
-    weights: str | None = None
-    """The backbone's weights (.pth or .safetensors); null looks in torchvision's cache; `random` for benchmarks."""
-    window: int = 7
-    """Side of SSIM's Gaussian window, in pixels (odd, not above the resolution)."""
-
-    def __post_init__(self) -> None:
-        require(self.weight >= 0, "weight", self.weight, "give 0 or more")
-        require(self.window >= 3 and self.window % 2 == 1, "window", self.window, "give an odd number from 3")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ObjectiveConfig:
-    """What is minimised."""
-
-    convention: Literal["elbo", "ldm", "diffusers"] = "elbo"
-    """How weights are read. `elbo`: NLL + beta KL + w D distance, in nats. `ldm`: (sum|e| + w D distance) / s + D ln s + w KL
-    (Rombach et al. 2022). `diffusers`: sum e**2 + w D distance + w KL, as its own trainer has it. D: values of an image."""
-    likelihood: LikelihoodConfig = field(default_factory=LikelihoodConfig)
-    """p(x|z). In `ldm` and `diffusers` it does not enter the loss but is fitted and reported beside it."""
-    kl: KLConfig = field(default_factory=KLConfig)
-    """The KL term."""
-    perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
-    """The perceptual term."""
-    ldm_logvar: float = 0.0
-    """LDM's `logvar`, the log of its scale s (convention `ldm`; 0 in every published run)."""
-
-    def __post_init__(self) -> None:
-        require(
-            self.convention == "elbo" or self.likelihood.scale != "learned",
-            "likelihood.scale",
-            self.likelihood.scale,
-            f"convention `{self.convention}` has no likelihood in its loss to learn a scale from; give `analytic` or `fixed`",
-        )
-        require(self.convention == "ldm" or self.ldm_logvar == 0, "ldm_logvar", self.ldm_logvar, "leave it at 0 unless convention is `ldm`")
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrainAutoencoderConfig:
     """Train a KL-VAE on images."""
 
@@ -242,6 +156,8 @@ class TrainAutoencoderConfig:
     """Network."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """Objective."""
+    experimental: ExperimentalConfig = field(default_factory=ExperimentalConfig)
+    """Experimental families, off by default."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimiser."""
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -255,7 +171,7 @@ class TrainAutoencoderConfig:
     resume: Literal["auto", "never"] = "auto"
     """`auto` goes on where the folder's newest complete checkpoint ends; `never` refuses a used folder."""
     preflight: bool = False
-    """Do one real step, validation, checkpoint and export in a scratch folder, print memory and expected hours, stop."""
+    """Do three real steps, a validation, a checkpoint and an export in a scratch folder, print memory and expected hours, stop."""
 
     def __post_init__(self) -> None:
         if self.model.pretrained is None:
@@ -266,6 +182,7 @@ class TrainAutoencoderConfig:
                 self.data.resolution,
                 f"give a multiple of {factor}, the downsampling factor of model.preset={self.model.preset}",
             )
+        check_objective(self.experimental, self.objective)
         window = self.objective.perceptual.window
         require(
             self.objective.perceptual.name != "ssim" or window <= self.data.resolution,

@@ -3,9 +3,10 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from autoencoder.data.paths import check_source
+from autoencoder.evaluation_file import open_report
 from autoencoder.lpips_weights import lpips_weights_path
 from autoencoder.model_path import check_model
 from autoencoder.runtime import cli
@@ -57,6 +58,26 @@ class EvaluateLikelihoodConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GapConfig:
+    """How far the ELBO is from log p(x), and whether the encoder or the family of posteriors is to blame. Off unless asked for."""
+
+    samples: int = 0
+    """Importance samples k a crop of IWAE-k; 0 leaves the gap out. Twenty and more tell something."""
+    images: int = 32
+    """Most crops to measure it on, spread evenly over the images evaluated; below 8 the verdict is left open."""
+    refine_steps: int = 100
+    """Steps of Adam that refine each crop's posterior; each takes it once through the decoder, forth and back."""
+    lr: float = 0.1
+    """Step size, in standard deviations of the encoder's posterior."""
+
+    def __post_init__(self) -> None:
+        require(self.samples == 0 or self.samples >= 2, "samples", self.samples, "give 0 for none, or at least 2")
+        require(self.images >= 2, "images", self.images, "give at least 2: standard errors need them")
+        require(self.refine_steps >= 2, "refine_steps", self.refine_steps, "give at least 2")
+        require(self.lr > 0, "lr", self.lr, "give a step size above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """Measure an autoencoder on fixed central crops."""
 
@@ -74,6 +95,11 @@ class EvaluateConfig:
     """Weight variant of `model` (such as `fp16`)."""
     likelihood: EvaluateLikelihoodConfig = field(default_factory=EvaluateLikelihoodConfig)
     """Likelihood."""
+    gap: GapConfig = field(default_factory=GapConfig)
+    """The gap between ELBO and log p(x)."""
+    compare: str | None = None
+    """Another evaluation's JSON, or a finished run for its own: mean differences to it over the same images, with standard errors.
+    Refused where its nats mean others."""
     lpips: Literal["none", "vgg", "alex", "squeeze"] = "none"
     """LPIPS with this backbone beside PSNR and SSIM."""
     lpips_weights: str | None = None
@@ -103,14 +129,13 @@ def _evaluate(argv: list[str] | None) -> int:
         check_source(config.data.source, "data.source")
     if config.lpips != "none":
         lpips_weights_path(config.lpips, config.lpips_weights, key="lpips_weights")
+    if config.compare is not None:
+        open_report(config.compare, "compare")
+    from autoencoder import evaluation_text
     from autoencoder.measuring import measure
 
     report = measure(config)
-    print(table(report))
-    if report["bad_images"]:
-        print(f"{len(report['bad_images'])} images could not be read and were left out (listed in the JSON)")
-    if report["provenance"]["likelihood"] is None:
-        print("no likelihood beside this model and none given (likelihood.name, likelihood.scale): NLL and ELBO left out")
+    print(evaluation_text.whole(report))
     if config.out is not None:
         try:
             replace_text(Path(config.out), json.dumps(report, indent=1))
@@ -118,25 +143,3 @@ def _evaluate(argv: list[str] | None) -> int:
             raise ConfigError("out", config.out, f"cannot be written ({error.strerror}); give a file in a folder that takes it") from error
         print(f"written to {config.out}")
     return 0
-
-
-def table(report: dict[str, Any]) -> str:
-    """The figures of an evaluation as text: mean, interval, unit; then image by image where they are few."""
-    lines = [f"{'':22}{'mean':>12}{'spread':>12}{'95% interval':>26}"]
-    for name, m in report["metrics"].items():
-        mean, spread, low, high = (_number(m[k]) for k in ("mean", "spread", "low", "high"))
-        lines.append(f"{name:22}{mean:>12}{spread:>12}{low:>13}{high:>13}  {m['unit']}")
-    photos = report["photos"]
-    lines.append(
-        f"{sum(p['crops'] for p in photos)} crops of {len(photos)} images, spread and interval over images; "
-        f"{report['active_channels']} of {len(report['channels'])} latent channels active"
-    )
-    if len(photos) <= 16:
-        lines += [
-            f"  {p['id']:40} psnr {_number(p['psnr_db'])} dB  kl {_number(p['kl_nats'])} nats  ssim {_number(p['ssim'])}" for p in photos
-        ]
-    return "\n".join(lines)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

@@ -3,19 +3,22 @@
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from autoencoder.data.loader import Batch
-from autoencoder.data.pixels import to_images
-from autoencoder.diagnostics import Channel, LatentStatistics
+from autoencoder.data.pixels import levels_of, to_images
+from autoencoder.diagnostics import LatentStatistics, share_outside, sharpness
 from autoencoder.elbo import bits_per_dim
-from autoencoder.likelihood import Likelihood
+from autoencoder.likelihood import Likelihood, PixelScale
 from autoencoder.metrics import bootstrap_interval, psnr, ssim
-from autoencoder.model import AutoencoderKL, decode, encode
+from autoencoder.model import AutoencoderKL, decode, decode_parameters, decoded_at_once, encode
+from autoencoder.objective_config import AT_BOUND
+from autoencoder.posterior import DiagonalGaussian
 from autoencoder.runtime.errors import UsageError
+from autoencoder.shuffling import LatentShuffle, Shuffled
 
 UNITS = {
     "nll_nats": "nats per image",
@@ -26,9 +29,22 @@ UNITS = {
     "psnr_db": "dB",
     "ssim": "1",
     "lpips": "1",
+    "sharpness": "share of the image's edge energy",
+    "scales_at_low_bound": "share of values",
+    "scales_at_high_bound": "share of values",
     "mean_absolute_error": "of images in [-1, 1]",
     "mean_squared_error": "of images in [-1, 1]",
 }
+
+
+class Family(Protocol):
+    """A posterior or a prior without a closed-form KL."""
+
+    def sample(self, posterior: DiagonalGaussian, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents (B, c, h, w) to decode, and their log q(z|x) - log p(z) in nats, (B,)."""
+
+    def mode(self, posterior: DiagonalGaussian) -> Tensor:
+        """Latents (B, c, h, w) that a reconstruction without noise is decoded from."""
 
 
 @dataclass
@@ -39,17 +55,27 @@ class Evaluation:
     photos: Tensor
     """Index of the image that each crop is from, (N,)."""
     ids: list[str]
-    channels: list[Channel]
-    latent_std: float
+    latents: LatentStatistics
+    shuffled: Shuffled | None
+    """The NLL with latents shuffled between images, where there is a likelihood and more than one image."""
     bad: dict[str, str]
     """Images that could not be read, with the reason."""
 
-    def means(self) -> dict[str, float]:
-        """Mean of every value over the crops."""
-        return {name: value.mean().item() for name, value in self.values.items()}
+    def scalars(self) -> dict[str, float]:
+        """Mean of every value over the crops, and what the latents carry: what a log line shows."""
+        sites, units = self.latents.active_sites(), self.latents.active_units()
+        means = {name: value.mean().item() for name, value in self.values.items()}
+        shuffled = {} if self.shuffled is None else {f"shuffled_{name}": value for name, value in asdict(self.shuffled).items()}
+        return means | shuffled | {
+            "active_channels": sum(channel.active for channel in self.latents.channels()),
+            "active_sites": int(sites.sum()),
+            "active_units": int(units.sum()),
+            "share_near_prior": self.latents.share_near_prior(),
+            "share_at_clamp": self.latents.share_at_clamp(),
+        }  # fmt: skip
 
     def report(self, *, seed: int = 0) -> dict[str, Any]:
-        """Means with 95% bootstrap intervals and standard deviations over images, per-image means and per-channel rates, for JSON."""
+        """Means with 95% bootstrap intervals and standard deviations over images, per-image means and what the latents carry, for JSON."""
         _, member, crops = self.photos.unique(return_inverse=True, return_counts=True)
         sums = {k: v.new_zeros(len(crops)).index_add_(0, member, v) for k, v in self.values.items()}
         of_images = {k: v / crops for k, v in sums.items()}
@@ -66,11 +92,21 @@ class Evaluation:
         return {
             "metrics": metrics,
             "photos": photos,
-            "channels": [asdict(c) for c in self.channels],
-            "active_channels": sum(c.active for c in self.channels),
-            "latent_std": self.latent_std,
+            "channels": [asdict(c) for c in self.latents.channels()],
+            "site_kl_nats": _short(self.latents.site_kl()),
+            "sites": self.latents.active_sites().numel(),
+            "units": self.latents.active_units().numel(),
+            **_finite({name: value for name, value in self.scalars().items() if name not in self.values}),
+            "latent_std": self.latents.sample_mean_and_std()[1],
             "bad_images": self.bad,
         }
+
+
+def _short(values: Tensor) -> Any:
+    """Nested lists of numbers of six digits; null for what JSON has no number for."""
+    if values.ndim:
+        return [_short(part) for part in values]
+    return float(f"{values:.6g}") if values.isfinite() else None
 
 
 def _finite(figures: dict[str, float]) -> dict[str, float | None]:
@@ -86,46 +122,68 @@ def evaluate(
     device: torch.device,
     likelihood: Likelihood | None,
     lpips: nn.Module | None = None,
+    family: Family | None = None,
 ) -> Evaluation:
     """Measure `vae` on fixed crops with fixed noise; with several processes each brings its share and gets the whole.
 
-    NLL and KL are those of one posterior sample (nats per image, at beta = 1); PSNR, SSIM and LPIPS those of the posterior's mode.
+    NLL is that of one posterior sample, and so is the KL where a `family` leaves it no closed form (nats per image, at beta = 1);
+    PSNR, SSIM, LPIPS, errors and sharpness are those of the posterior's mode.
     """
     vae = vae.to(device).eval()
     rows: dict[str, list[Tensor]] = {}
     photos: list[Tensor] = []
     ids: list[str] = []
     bad: dict[str, str] = {}
-    statistics = LatentStatistics()
-    for batch in batches:
-        bad |= dict(batch.bad)
-        real = batch.weight > 0
-        batch = batch.to(device)
+    statistics, shuffle = LatentStatistics(), LatentShuffle()
+    for loaded in batches:
+        bad |= dict(loaded.bad)
+        real = loaded.weight > 0
+        if likelihood is not None and likelihood.discrete and real.any() and levels_of(loaded.pixels) != likelihood.levels:
+            raise UsageError(
+                f"a likelihood over {likelihood.levels:,} levels gives no probability to images of {levels_of(loaded.pixels):,} "
+                f"({loaded.ids[real.tolist().index(True)]}): give likelihood.levels={levels_of(loaded.pixels)}, or images of its levels"
+            )
+        batch = loaded.to(device)
         images = to_images(batch.pixels)
         posterior = encode(vae, images)
         statistics.add(posterior, batch.weight)
-        values = {"kl_nats": posterior.kl_to_standard_normal()}
+        if family is None:
+            latents, rate = posterior.sample(batch.noise), posterior.kl_to_standard_normal()
+        else:
+            latents, rate = family.sample(posterior, batch.noise)
+        values = {"kl_nats": rate}
         if likelihood is not None:
-            values["nll_nats"] = -likelihood.log_prob(images, decode(vae, posterior.sample(batch.noise)))
+            decoded = decode_parameters(vae, latents)
+            values["nll_nats"] = -likelihood.log_prob(images, decoded)
+            shuffle.add(loaded, latents, values["nll_nats"])
             values["elbo_nats"] = -values["nll_nats"] - values["kl_nats"]
             if likelihood.discrete:
                 values["bits_per_dim"] = bits_per_dim(values["elbo_nats"], images[0].numel())
+            if isinstance(likelihood, PixelScale):
+                low, high = likelihood.bounds
+                shares = share_outside(likelihood.split(decoded)[1], low * AT_BOUND, high / AT_BOUND)
+                values |= dict(zip(("scales_at_low_bound", "scales_at_high_bound"), shares, strict=True))
         values["kl_nats_per_latent"] = values["kl_nats"] / posterior.mean[0].numel()
-        reconstruction = decode(vae, posterior.mode())
+        reconstruction = decode(vae, posterior.mode() if family is None else family.mode(posterior))
         error = (images - reconstruction).flatten(1)
         values |= {
             "psnr_db": psnr(images, reconstruction),
             "ssim": ssim(images, reconstruction),
             "mean_absolute_error": error.abs().mean(1),
             "mean_squared_error": error.square().mean(1),
+            "sharpness": sharpness(images, reconstruction),
         }
         if lpips is not None:
             values["lpips"] = lpips(images, reconstruction.clamp(-1, 1))
         for name, value in values.items():
             rows.setdefault(name, []).append(value.double().cpu()[real])
-        photos.append(batch.photo.cpu()[real])
-        ids += [i for i, r in zip(batch.ids, real.tolist(), strict=True) if r]
-    return _gather({k: torch.cat(v) for k, v in rows.items()}, torch.cat(photos), ids, statistics, bad)
+        photos.append(loaded.photo[real])
+        ids += [i for i, r in zip(loaded.ids, real.tolist(), strict=True) if r]
+    evaluation = _gather({k: torch.cat(v) for k, v in rows.items()}, torch.cat(photos), ids, statistics, bad)
+    if likelihood is not None:
+        at_once = decoded_at_once(loaded.pixels.shape[-1])
+        evaluation.shuffled = shuffle.measure(lambda latents: decode_parameters(vae, latents), likelihood, device, at_once)
+    return evaluation
 
 
 def _gather(values: dict[str, Tensor], photos: Tensor, ids: list[str], statistics: LatentStatistics, bad: dict[str, str]) -> Evaluation:
@@ -141,4 +199,4 @@ def _gather(values: dict[str, Tensor], photos: Tensor, ids: list[str], statistic
             statistics.merge(part[3])
     if not ids:
         raise UsageError(f"none of the images to measure on can be read: {'; '.join(f'{k}: {v}' for k, v in list(bad.items())[:3])}")
-    return Evaluation(values, photos, ids, statistics.channels(), statistics.sample_mean_and_std()[1], bad)
+    return Evaluation(values, photos, ids, statistics, None, bad)

@@ -14,7 +14,8 @@ class ExportConfig:
     """Write an autoencoder's weights for other tools."""
 
     checkpoint: str
-    """A checkpoint (`RUN/checkpoints/step-*`, its moving average), or a finished run or diffusers folder."""
+    """A checkpoint (`RUN/checkpoints/step-*`, its moving average; its latents have not been measured, so that `scaling_factor` stays
+    1), or a finished run or diffusers folder."""
     out: str
     """Folder to write (`diffusers`), or file ending in .safetensors (`ldm`)."""
     format: Literal["diffusers", "ldm"] = "diffusers"
@@ -42,13 +43,26 @@ def _export(argv: list[str] | None) -> int:
     )
     import torch
 
-    from autoencoder import artifact
+    from autoencoder import artifact, model
+    from autoencoder.experimental.saved import describe, find_families, left_out, save_families
+    from autoencoder.runtime.checkpoint import STATE
 
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.dtype]
     vae, likelihood, recipe = artifact.open_checkpoint(Path(config.checkpoint))
     worst = max(float(p.detach().abs().max()) for p in vae.parameters())
     if dtype == torch.float16 and worst > 65504:
         raise UsageError(f"dtype: fp16 cannot hold these weights (largest {worst:.3g}, fp16 ends at 65504); give bf16 or fp32")
+    if model.is_widened(vae):
+        kept = "are left out" if config.format == "ldm" else "go into likelihood.safetensors"
+        print(f"per-pixel scale: stock code has no place for the decoder's log scales; these rows of conv_out {kept}")
+    families = find_families(vae, config.checkpoint)
+    if families is not None:
+        print(describe(families.config) if config.format == "diffusers" else left_out(families.config))
+    if config.format == "diffusers" and (Path(config.checkpoint) / STATE).is_file():
+        print(
+            f"scaling_factor stays {vae.config['scaling_factor']:g}: the latents of a checkpoint have not been measured. Export the "
+            "finished run, whose have been, or set it in config.json to 1 / their standard deviation (encode_dataset measures that)"
+        )
     out = Path(config.out)
     make_folder(out if config.format == "diffusers" else out.absolute().parent, "the export")
     if config.format == "ldm":
@@ -58,8 +72,10 @@ def _export(argv: list[str] | None) -> int:
 
         save_file({k: v.to(dtype).contiguous() for k, v in to_ldm(vae).items()}, out)
     elif recipe is None:
-        artifact.save_stock(vae.to(dtype), out)
+        artifact.save_stock(model.narrow(vae).to(dtype), out)
     else:
         artifact.save_autoencoder(vae, out, preprocessing=recipe, likelihood=likelihood, dtype=dtype)
+    if families is not None and config.format == "diffusers":
+        save_families(families, out)
     print(f"written to {out} ({config.format}, {config.dtype})")
     return 0

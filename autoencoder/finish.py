@@ -2,19 +2,27 @@
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from autoencoder import artifact
+from autoencoder.account import Measure
 from autoencoder.config import TrainAutoencoderConfig
-from autoencoder.data.loader import TrainLoader
+from autoencoder.data.loader import TrainLoader, ValidationSet
 from autoencoder.data.pixels import to_images
 from autoencoder.data.sources import BadImage
 from autoencoder.diagnostics import LatentStatistics
 from autoencoder.evaluation import evaluate
-from autoencoder.likelihood import Likelihood
-from autoencoder.model import Autoencoder, decode, encode, load
+from autoencoder.experimental.module import Family
+from autoencoder.experimental.saved import open_family, save_families
+from autoencoder.likelihood import LIKELIHOODS, Likelihood
+from autoencoder.model import LOGVAR_RANGE, Autoencoder, AutoencoderKL, decode, encode, load
+from autoencoder.objective_summary import Measured, describe_objective
+from autoencoder.posterior import DiagonalGaussian
+from autoencoder.probing import sample_errors
 from autoencoder.provenance import provenance
 from autoencoder.reconstruction import save_reconstruction
 from autoencoder.report.page import write_report
@@ -38,7 +46,7 @@ def calibrate(task: AutoencoderTask, module: Autoencoder) -> tuple[Likelihood, f
         latent_shape=task.latent_shape, first_step=0, rank=0, world=1, pin_memory=False,
     )  # fmt: skip
     device = task.accelerator.device
-    likelihood = task.likelihood(module)
+    likelihood, family = task.likelihood(module), module.family()
     statistics = LatentStatistics()
     moments: list[torch.Tensor] = []
     for _, batches in crops:
@@ -46,10 +54,17 @@ def calibrate(task: AutoencoderTask, module: Autoencoder) -> tuple[Likelihood, f
             batch = batch.to(device)
             pixels = to_images(batch.pixels)
             posterior = encode(module.vae, pixels)
+            latents = posterior.sample(batch.noise)
+            if family is not None:
+                latents = family.sample(posterior, batch.noise)[0]
+                # Nothing but its samples tells where a flow posterior lies: each is taken for a posterior of no width.
+                posterior = DiagonalGaussian(latents, torch.full_like(latents, LOGVAR_RANGE[0]))
             statistics.add(posterior, batch.weight)
-            moments.append(likelihood.moment(pixels - decode(module.vae, posterior.sample(batch.noise))).double().cpu())
-    if config.objective.likelihood.scale == "analytic":
-        likelihood = task.objective.likelihood(float(likelihood.scale_from_moment(torch.cat(moments).mean())))
+            moments.append(likelihood.moment(pixels - decode(module.vae, latents)).double().cpu())
+    chosen = config.objective.likelihood
+    if chosen.scale == "analytic":
+        best = LIKELIHOODS[chosen.name].scale_from_moment(torch.cat(moments).mean())
+        likelihood = task.objective.likelihood(best.clamp(*chosen.bounds))
     return likelihood, *statistics.sample_mean_and_std()
 
 
@@ -59,29 +74,59 @@ def finish(task: AutoencoderTask, module: Autoencoder, config: TrainAutoencoderC
     main = task.accelerator.is_main_process
     recipe = artifact.preprocessing(config.data, task.levels)
     if main:
-        likelihood, latent_mean, latent_std = calibrate(task, module)
+        calibrated, latent_mean, latent_std = calibrate(task, module)
         vae = module.vae
         # Networks without a shift (all but FLUX's kind) keep none: most pipelines apply the factor alone.
         shift = {} if vae.config["shift_factor"] is None else {"shift_factor": latent_mean}
         vae.register_to_config(scaling_factor=1 / latent_std, **shift)
         beside = folder / ".vae.partial"
         shutil.rmtree(beside, ignore_errors=True)
-        artifact.save_autoencoder(vae, beside, preprocessing=recipe, likelihood=likelihood)
+        artifact.save_autoencoder(vae, beside, preprocessing=recipe, likelihood=calibrated)
+        if module.experimental is not None and config.experimental.parts:
+            save_families(module.experimental, beside)
         shutil.rmtree(folder / "vae", ignore_errors=True)
         beside.rename(folder / "vae")
     task.accelerator.wait_for_everyone()
 
     vae = load(str(folder))
-    measured = evaluate(vae, task.validation_batches(), device=task.accelerator.device, likelihood=artifact.load_likelihood(folder / "vae"))
+    artifact.attach_scales(vae, folder / "vae")
+    device = task.accelerator.device
+    family = open_family(vae, folder / "vae", device)
+    likelihood = artifact.load_likelihood(folder / "vae")
+    measured = evaluate(vae, task.validation_batches(), device=device, likelihood=likelihood, family=family)
     if not main:
         return
     told = provenance(vae, recipe=recipe, data=task.validation_source, config=config.data, seed=config.train.seed)
-    replace_text(folder / "evaluation.json", json.dumps({**measured.report(), "provenance": told}, indent=1))
+    found = {
+        "measure": None if likelihood is None else Measure.of(likelihood, config.data.channels * config.data.resolution**2).to_json(),
+        "alarms": [asdict(alarm) for alarm in task.monitor.restated(measured.scalars())],
+        "objective": _objective(task, vae, family),
+    }
+    replace_text(folder / "evaluation.json", json.dumps({**measured.report(), **found, "provenance": told}, indent=1))
     for index in range(min(PHOTOS, len(task.validation_source))):
         try:
             record = task.validation_source.read(index)
         except BadImage:
             continue
         name = Path(record.id).with_suffix("").as_posix().replace("/", "-")
-        save_reconstruction(vae, record.pixels, folder / "images" / f"photo-{name}.png", device=task.accelerator.device)
+        mode = DiagonalGaussian.mode if family is None else family.mode
+        save_reconstruction(vae, record.pixels, folder / "images" / f"photo-{name}.png", device=device, mode=mode)
     write_report([folder], folder / "report.html")
+
+
+def _objective(task: AutoencoderTask, vae: AutoencoderKL, family: Family | None) -> dict[str, Any]:
+    """What was optimised, at the errors of held-out images and at the KL weight where the run ended."""
+    objective, data, device = task.config.objective, task.config.data, task.accelerator.device
+    crops = ValidationSet(task.validation_source, data, seed=task.config.train.seed, batch_size=1, latent_shape=task.latent_shape)
+    absolute, squared = sample_errors(vae, crops, family, device)
+    control = task.kl.scalars(task.total_images)
+    measured = Measured(
+        mean_absolute_error=absolute,
+        mean_squared_error=squared,
+        channels=data.channels,
+        resolution=data.resolution,
+        latent_shape=task.latent_shape,
+        kl_weight=control["kl_weight"],
+        reached=control.get("running_kl_nats", control.get("running_rmse")),
+    )
+    return describe_objective(objective, measured, task.config.experimental)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from autoencoder.model import AutoencoderKL
+from autoencoder.model import AutoencoderKL, stock_state
 from autoencoder.runtime.errors import UsageError
 
 ENCODER = ("encoder.", "quant_conv.")
@@ -53,13 +53,13 @@ def encoder_hash(vae: AutoencoderKL, pixel_recipe: dict[str, Any]) -> str:
 
 
 def decoder_hash(vae: AutoencoderKL) -> str:
-    """SHA-256 over `decoder` and `post_quant_conv`: noted where it changes, never a reason to refuse latents."""
+    """SHA-256 over `decoder` and `post_quant_conv`, without log scales: noted where it changes, never a reason to refuse latents."""
     return _hash(vae, DECODER, {})
 
 
 def _hash(vae: AutoencoderKL, prefixes: tuple[str, ...], recipe: dict[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
-    for name, tensor in sorted(vae.state_dict().items()):
+    for name, tensor in sorted(stock_state(vae).items()):
         if name.startswith(prefixes):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

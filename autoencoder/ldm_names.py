@@ -4,7 +4,7 @@ import re
 
 from torch import Tensor
 
-from autoencoder.model import AutoencoderKL
+from autoencoder.model import AutoencoderKL, stock_state
 
 _RENAMED = (
     (r"\.down_blocks\.(\d+)\.resnets\.", r".down.\1.block."),
@@ -23,10 +23,10 @@ _ATTENTION = ((".group_norm.", ".norm."), (".to_q.", ".q."), (".to_k.", ".k."), 
 
 
 def to_ldm(vae: AutoencoderKL) -> dict[str, Tensor]:
-    """The state dict of `vae` under LDM's names and shapes: up blocks counted from the output, attention as 1x1 convolutions."""
+    """The stock state dict of `vae` under LDM's names and shapes: up blocks counted from the output, attention as 1x1 convolutions."""
     levels = len(vae.config["block_out_channels"])
     named = {}
-    for name, value in vae.state_dict().items():
+    for name, value in stock_state(vae).items():
         for pattern, replacement in _RENAMED:
             name = re.sub(pattern, replacement, name)
         name = re.sub(r"\.up\.(\d+)\.", lambda match: f".up.{levels - 1 - int(match[1])}.", name)

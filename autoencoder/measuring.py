@@ -1,55 +1,166 @@
 """From an evaluation's configuration to its report."""
 
 import dataclasses
+import json
+import math
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from autoencoder import artifact
-from autoencoder.config import DataConfig, PerceptualConfig, TrainAutoencoderConfig
+from autoencoder import artifact, comparison
+from autoencoder.account import Measure
+from autoencoder.alarms import Subject, validation_alarms
+from autoencoder.config import DataConfig, TrainAutoencoderConfig
 from autoencoder.data.loader import ValidationSet
 from autoencoder.data.sources import Source, open_evaluation, open_train_and_validation
 from autoencoder.evaluate import EvaluateConfig, EvaluateDataConfig
-from autoencoder.evaluation import evaluate
-from autoencoder.likelihood import Likelihood, build_likelihood
+from autoencoder.evaluation import Evaluation, evaluate
+from autoencoder.evaluation_file import open_report
+from autoencoder.experimental.module import Family
+from autoencoder.experimental.saved import open_family
+from autoencoder.experimental.vamp_prior import VampPrior
+from autoencoder.likelihood import Likelihood, LocationScale, PixelScale, build_likelihood
 from autoencoder.model import AutoencoderKL, downsampling, load
 from autoencoder.model_path import folder_of
+from autoencoder.objective_config import PerceptualConfig
+from autoencoder.objective_summary import Measured, describe_objective
 from autoencoder.perceptual import build_perceptual
+from autoencoder.probing import gap_report, sample_errors
 from autoencoder.provenance import provenance
+from autoencoder.runtime.alarms import Alarm
 from autoencoder.runtime.cli import load_config
-from autoencoder.runtime.errors import ConfigError
+from autoencoder.runtime.errors import ConfigError, UsageError
 
 
 def measure(config: EvaluateConfig) -> dict[str, Any]:
-    """Measure an autoencoder; the report has metrics with intervals, images, channels and provenance.
+    """Measure an autoencoder; the report has metrics with intervals, images, channels, alarms, the objective and provenance.
+
+    Where they are asked for, the gap and the comparison with another evaluation are in it, too.
 
     Raises:
         UsageError: model, data or weights that cannot be used.
     """
+    theirs = None if config.compare is None else open_report(config.compare, "compare")
     lpips = (
         build_perceptual(PerceptualConfig(name="lpips", net=config.lpips, weights=config.lpips_weights)) if config.lpips != "none" else None
     )
     vae = load(config.model, subfolder=config.subfolder, revision=config.revision, variant=config.variant)
     folder = folder_of(config.model, config.subfolder)
     recipe = None if folder is None else artifact.load_preprocessing(folder)
-    source, data = _images(config, vae, recipe)
+    run = _run(config.model, needed=config.data.source is None)
+    source, data = _images(config, vae, recipe, run)
     likelihood = _likelihood(config, folder)
+    if folder is not None and isinstance(likelihood, PixelScale):
+        artifact.attach_scales(vae, folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     side = data.resolution // downsampling(vae)
     latent_shape = (int(vae.config["latent_channels"]), side, side)
     crops = ValidationSet(source, data, seed=config.seed, batch_size=config.batch_size, latent_shape=latent_shape)
-    measured = evaluate(vae, crops, device=device, likelihood=likelihood, lpips=None if lpips is None else lpips.to(device))
+    account = None if likelihood is None else Measure.of(likelihood, data.channels * data.resolution**2)
     pixels = recipe["pixels"] if recipe else artifact.pixel_recipe(data, 256)
     told = {
         "model": config.model,
-        "likelihood": None
-        if likelihood is None
-        else {"name": likelihood.name, "scale": float(likelihood.scale), "levels": likelihood.levels},
+        "likelihood": None if likelihood is None else likelihood.described(),
         "lpips": config.lpips,
         **provenance(vae, recipe={"pixels": pixels}, data=source, config=data, seed=config.seed),
     }
-    return {**measured.report(seed=config.seed), "provenance": told}
+    if config.gap.samples and likelihood is None:
+        raise ConfigError("gap.samples", config.gap.samples, "the gap needs a likelihood; give likelihood.name and likelihood.scale")
+    if config.compare is not None and theirs is not None:
+        comparison.check(config.compare, theirs, measure=account, provenance=told)
+
+    lpips, family = None if lpips is None else lpips.to(device), open_family(vae, folder, device)
+    if family is not None and isinstance(family.prior, VampPrior) and family.families.resolution != data.resolution:
+        raise ConfigError(
+            "data.resolution",
+            data.resolution,
+            f"this model's prior is over the latents of images of {family.families.resolution} pixels; give that",
+        )
+    measured = evaluate(vae, crops, device=device, likelihood=likelihood, lpips=lpips, family=family)
+    own = likelihood if config.likelihood.name is None else None
+    objective = _objective(run, Path(config.model), family, sample_errors(vae, crops, family, device), data, latent_shape)
+    report = {
+        **measured.report(seed=config.seed),
+        "measure": None if account is None else account.to_json(),
+        "objective": objective,
+        "alarms": [dataclasses.asdict(alarm) for alarm in _alarms(run, measured, objective, data, latent_shape, own)],
+        "provenance": told,
+    }
+    if config.gap.samples and likelihood is not None:
+        report["gap"] = gap_report(
+            vae, crops, config.gap, likelihood=likelihood, family=family, device=device, batch_size=config.batch_size, seed=config.seed
+        )
+    if config.compare is not None and theirs is not None:
+        report["comparison"] = comparison.compare(config.compare, report, theirs)
+    return report
+
+
+def _run(model: str, *, needed: bool) -> TrainAutoencoderConfig | None:
+    """The configuration of the run that `model` names, if it names one; of another version's run only where it is `needed`."""
+    file = Path(model) / "config.yaml"
+    if not file.is_file():
+        return None
+    try:
+        return load_config(TrainAutoencoderConfig, file)
+    except UsageError as error:
+        if needed:
+            raise
+        print(f"the objective of this run is left out: {error}", file=sys.stderr)
+        return None
+
+
+def _objective(
+    run: TrainAutoencoderConfig | None,
+    folder: Path,
+    family: Family | None,
+    errors: tuple[float, float],
+    data: DataConfig,
+    latent_shape: tuple[int, int, int],
+) -> dict[str, Any]:
+    """What was optimised, at the errors measured here; without a run, what the ELBO's weights come to."""
+    measured = Measured(
+        mean_absolute_error=errors[0],
+        mean_squared_error=errors[1],
+        channels=data.channels,
+        resolution=data.resolution,
+        latent_shape=latent_shape,
+        kl_weight=None if run is None else _last_weight(folder),
+    )
+    if run is None:
+        return describe_objective(None, measured, None if family is None else family.families.config)
+    return describe_objective(run.objective, measured, run.experimental)
+
+
+def _last_weight(run: Path) -> float | None:
+    """The KL weight that a run ended with, under a controller say, as its own evaluation has it."""
+    file = run / "evaluation.json"
+    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    weight = found.get("objective", {}).get("kl_weight")
+    return None if weight is None else float(weight)
+
+
+def _alarms(
+    run: TrainAutoencoderConfig | None,
+    measured: Evaluation,
+    objective: dict[str, Any],
+    data: DataConfig,
+    latent_shape: tuple[int, int, int],
+    likelihood: Likelihood | None,
+) -> list[Alarm]:
+    """What a validation with these figures would raise an alarm about; `likelihood` is the model's own, None where another was given."""
+    dims = data.channels * data.resolution**2
+    if run is not None:
+        subject = dataclasses.replace(Subject.of(run, latent_shape), dims=dims)
+    else:
+        subject = Subject(images=1, dims=dims, latents=math.prod(latent_shape), channels=latent_shape[0], bounds=None)
+    seen = measured.scalars()
+    if run is not None and objective["beta"] is not None:
+        seen["effective_beta"] = objective["beta"]
+    if isinstance(likelihood, LocationScale):
+        seen["likelihood_scale"] = float(likelihood.scale)
+    return validation_alarms(seen, subject)
 
 
 def _likelihood(config: EvaluateConfig, folder: Path | None) -> Likelihood | None:
@@ -59,18 +170,18 @@ def _likelihood(config: EvaluateConfig, folder: Path | None) -> Likelihood | Non
     return None if folder is None else artifact.load_likelihood(folder)
 
 
-def _images(config: EvaluateConfig, vae: AutoencoderKL, recipe: dict[str, Any] | None) -> tuple[Source, DataConfig]:
+def _images(
+    config: EvaluateConfig, vae: AutoencoderKL, recipe: dict[str, Any] | None, run: TrainAutoencoderConfig | None
+) -> tuple[Source, DataConfig]:
     """The images to measure on and the crops of them."""
     channels, factor = int(vae.config["in_channels"]), downsampling(vae)
-    run = Path(config.model) / "config.yaml"
     if config.data.source is None:
-        if not run.is_file():
+        if run is None:
             raise ConfigError("data.source", None, "give images to measure on: only a run has validation images of its own")
-        trained = load_config(TrainAutoencoderConfig, run).data
-        data = _crops(config.data, trained.source, recipe, channels)
+        data = _crops(config.data, run.data.source, recipe, channels)
         data = dataclasses.replace(
-            trained, resolution=data.resolution, resize=data.resize, filter=data.filter, validation_grid=data.validation_grid,
-            validation_images=config.data.images or trained.validation_images, workers=config.data.workers,
+            run.data, resolution=data.resolution, resize=data.resize, filter=data.filter, validation_grid=data.validation_grid,
+            validation_images=config.data.images or run.data.validation_images, workers=config.data.workers,
         )  # fmt: skip
         source = open_train_and_validation(data)[1]
     else:

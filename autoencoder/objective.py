@@ -5,13 +5,14 @@ an image's values, C * H * W. The ELBO is reported at beta = 1 whatever is optim
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from autoencoder.config import ObjectiveConfig
-from autoencoder.likelihood import Likelihood, build_likelihood
+from autoencoder.kl_control import GROUP_KL, group_kl
+from autoencoder.likelihood import Likelihood, PixelScale, build_likelihood
+from autoencoder.objective_config import ObjectiveConfig
 from autoencoder.posterior import DiagonalGaussian
 
 
@@ -21,6 +22,8 @@ class Terms:
 
     loss: Tensor
     named: dict[str, Tensor]
+    statistics: dict[str, Tensor] = field(default_factory=dict)
+    """(B, ...): for controllers alone, not for the log."""
 
 
 class Objective:
@@ -30,35 +33,69 @@ class Objective:
         self.config, self.perceptual = config, perceptual
 
     def likelihood(self, scale: Tensor | float) -> Likelihood:
-        """p(x|z) at a scale."""
-        return build_likelihood(self.config.likelihood.name, scale, self.config.likelihood.levels)
+        """p(x|z) at a scale, or with the decoder's own."""
+        config = self.config.likelihood
+        if config.scale == "pixel":
+            return PixelScale(config.name, config.levels, config.bounds)
+        return build_likelihood(config.name, scale, config.levels)
 
-    def __call__(self, images: Tensor, posterior: DiagonalGaussian, reconstruction: Tensor, *, scale: Tensor, kl_weight: float) -> Terms:
-        """Loss and terms for images and reconstruction (B, C, H, W) in [-1, 1]."""
+    def __call__(
+        self,
+        images: Tensor,
+        posterior: DiagonalGaussian,
+        decoded: Tensor,
+        *,
+        scale: Tensor,
+        kl_weight: Tensor | float,
+        charged: Tensor | None = None,
+        rate: Tensor | None = None,
+    ) -> Terms:
+        """Loss and terms for images (B, C, H, W) in [-1, 1] and what the decoder made of their latents.
+
+        `charged` (groups,) says which groups of latents the KL counts beyond their free bits (`KLControl.charged`); without it, all.
+        `rate` (B,) stands in for the KL where that has no closed form.
+        """
+        reconstruction = self.likelihood(scale).reconstruction(decoded)
         # Its backbone may run in half precision; nothing else does.
         distance = images.new_zeros(len(images)) if self.perceptual is None else self.perceptual(images, reconstruction)
         with torch.autocast(images.device.type, enabled=False):
-            return self._terms(images, posterior, reconstruction, distance, scale, kl_weight)
+            return self._terms(images, posterior, decoded, distance, scale, kl_weight, charged, rate)
 
     def _terms(
-        self, images: Tensor, posterior: DiagonalGaussian, reconstruction: Tensor, distance: Tensor, scale: Tensor, kl_weight: float
+        self,
+        images: Tensor,
+        posterior: DiagonalGaussian,
+        decoded: Tensor,
+        distance: Tensor,
+        scale: Tensor,
+        kl_weight: Tensor | float,
+        charged: Tensor | None,
+        rate: Tensor | None,
     ) -> Terms:
-        error = images - reconstruction
+        likelihood = self.likelihood(scale)
+        error = images - likelihood.reconstruction(decoded)
         absolute, squared = error.abs().flatten(1).sum(1), error.square().flatten(1).sum(1)
         dimensions = images[0].numel()
-        likelihood = self.likelihood(scale)
-        nll = -likelihood.log_prob(images, reconstruction)
-        kl = posterior.kl_to_standard_normal()
+        nll = -likelihood.log_prob(images, decoded)
+        kl = posterior.kl_to_standard_normal() if rate is None else rate
+        minimised, statistics = kl, dict[str, Tensor]()
+        if charged is not None:
+            groups = group_kl(posterior.kl_map(), self.config.kl.free_bits_per)
+            minimised = torch.where(charged, groups, self.config.kl.free_bits).sum(1)
+            statistics[GROUP_KL] = groups.detach()
         weighted = self.config.perceptual.weight * dimensions * distance
 
         if self.config.convention == "elbo":
-            loss = nll + weighted + kl_weight * kl
+            loss = nll + weighted + kl_weight * minimised
         elif self.config.convention == "ldm":
             # LPIPSWithDiscriminator (Rombach et al. 2022): the distance is broadcast over an image's values.
             log_s = self.config.ldm_logvar
-            loss = (absolute + weighted) / math.exp(log_s) + dimensions * log_s + kl_weight * kl
+            loss = (absolute + weighted) / math.exp(log_s) + dimensions * log_s + kl_weight * minimised
+        elif self.config.convention == "monai":
+            # Means over values beside a summed KL: the tutorials' loss, whose balance changes with the resolution.
+            loss = (absolute + weighted) / dimensions + kl_weight * minimised
         else:
-            loss = squared + weighted + kl_weight * kl
+            loss = squared + weighted + kl_weight * minimised
 
         named = {
             "nll_nats": nll,
@@ -68,27 +105,10 @@ class Objective:
             "mean_squared_error": squared / dimensions,
             "scale_moment": likelihood.moment(error),
         }
+        if isinstance(likelihood, PixelScale):
+            named["log_scale"] = likelihood.split(decoded)[1].log().flatten(1).mean(1)
         if self.perceptual is not None:
             named["perceptual"] = distance
-        return Terms(loss, {name: value.detach() for name, value in named.items()})
-
-
-def effective_beta(config: ObjectiveConfig, *, mean_absolute_error: float, mean_squared_error: float, scale: float) -> float:
-    """The beta of a beta-VAE whose decoder has the best scale for these errors and whose minimum is this objective's.
-
-    For c * sum|e| + w * KL it is w / (c * mean|e|), for c * sum e**2 + w * KL it is w / (2 * c * mean e**2): scaling the loss until
-    the error term is a Laplace (Gaussian) log-likelihood at its best scale leaves this before the KL.
-    """
-    weight, name = config.kl.weight, config.likelihood.name
-    if config.convention == "ldm":
-        return weight * math.exp(config.ldm_logvar) / mean_absolute_error
-    if config.convention == "diffusers":
-        return weight / (2 * mean_squared_error)
-    if config.likelihood.scale != "fixed":
-        return weight
-    if name == "laplace":
-        return weight * scale / mean_absolute_error
-    if name == "discretized_logistic":
-        # A logistic of scale s has the mean absolute deviation 2 ln(2) s.
-        return weight * 2 * math.log(2) * scale / mean_absolute_error
-    return weight * scale**2 / mean_squared_error
+        if charged is not None:
+            named["free_bits_kl_nats"] = minimised
+        return Terms(loss, {name: value.detach() for name, value in named.items()}, statistics)

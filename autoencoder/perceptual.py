@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import autoencoder.runtime.torchvision_operators  # noqa: F401  (before lpips)
-from autoencoder.config import PerceptualConfig
 from autoencoder.lpips_weights import TORCHVISION, lpips_weights_path
 from autoencoder.metrics import structural_similarity
+from autoencoder.objective_config import PerceptualConfig
 from autoencoder.runtime.errors import UsageError, first_line
 
 from lpips import LPIPS  # isort: skip

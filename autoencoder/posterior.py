@@ -1,9 +1,31 @@
 """q(z|x): the encoder's distribution over latents."""
 
 import math
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+
+class Posterior(Protocol):
+    """Any distribution of latents (B, ...) that can be sampled with its density: what `evaluate_elbo` takes."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the latents and of the noise that makes them, (B, ...)."""
+        ...
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Latents for standard normal `noise` of `shape`."""
+        ...
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log q(z|x) in nats, (B,)."""
+        ...
+
+    def sample_with_log_prob(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """`sample` and the sample's `log_prob`: a posterior that knows the density of its own samples need not invert them."""
+        ...
 
 
 class DiagonalGaussian:
@@ -22,6 +44,11 @@ class DiagonalGaussian:
         self.mean, self.logvar = mean.to(dtype), logvar.to(dtype)
 
     @property
+    def shape(self) -> torch.Size:
+        """Shape of the latents, (B, ...)."""
+        return self.mean.shape
+
+    @property
     def std(self) -> Tensor:
         """Standard deviation, the shape of `mean`."""
         return (0.5 * self.logvar).exp()
@@ -38,6 +65,11 @@ class DiagonalGaussian:
         """log q(z|x) in nats, (B,)."""
         squared = (z.to(self.mean) - self.mean).square() * (-self.logvar).exp()
         return -0.5 * (squared + self.logvar + math.log(2 * math.pi)).flatten(1).sum(1)
+
+    def sample_with_log_prob(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """`sample` and the sample's `log_prob`."""
+        z = self.sample(noise)
+        return z, self.log_prob(z)
 
     def entropy(self) -> Tensor:
         """H(q(z|x)) in nats, (B,)."""

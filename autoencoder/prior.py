@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from autoencoder.posterior import DiagonalGaussian
+from autoencoder.posterior import DiagonalGaussian, Posterior
 
 
 class Prior(Protocol):
@@ -15,6 +15,15 @@ class Prior(Protocol):
     def log_prob(self, z: Tensor) -> Tensor:
         """log p(z) in nats, (B,)."""
         ...
+
+
+def closed_form_kl(posterior: Posterior, prior: Prior) -> Tensor | None:
+    """KL(posterior || prior) in nats, (B,), where the prior has it in closed form for a Gaussian q; else None."""
+    closed_form = getattr(prior, "kl", None)
+    if closed_form is None or not isinstance(posterior, DiagonalGaussian):
+        return None
+    kl: Tensor = closed_form(posterior)
+    return kl
 
 
 class StandardNormal:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoencoder.latents.check import check_latents
-from autoencoder.model_path import check_model
+from autoencoder.model_path import check_model, folder_of
 from autoencoder.runtime import cli
 from autoencoder.runtime.errors import ConfigError, UsageError, require
 from autoencoder.runtime.lock import make_folder
@@ -90,11 +90,15 @@ def _images(config: ReconstructConfig, input: str, model: str) -> int:
 
     import torch
 
+    from autoencoder.experimental.saved import open_family
     from autoencoder.model import load
+    from autoencoder.posterior import DiagonalGaussian
     from autoencoder.reconstruction import save_reconstruction
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     vae = load(model, subfolder=config.subfolder, revision=config.revision, variant=config.variant).to(device).eval()
+    family = open_family(vae, folder_of(model, config.subfolder), device)
+    mode = DiagonalGaussian.mode if family is None else family.mode
     channels = int(vae.config["in_channels"])
     root = given if given.is_dir() else given.parent
     make_folder(Path(config.out), "the pictures")
@@ -106,7 +110,7 @@ def _images(config: ReconstructConfig, input: str, model: str) -> int:
             tqdm.write(f"skipped {path}: {error}")
             continue
         value = save_reconstruction(
-            vae, pixels, Path(config.out) / path.relative_to(root).with_suffix(".png"), device=device, tile=config.tile
+            vae, pixels, Path(config.out) / path.relative_to(root).with_suffix(".png"), device=device, tile=config.tile, mode=mode
         )
         tqdm.write(f"{path.relative_to(root)}  {pixels.shape[1]} x {pixels.shape[0]}  {value:.2f} dB")
         written += 1

@@ -1,17 +1,17 @@
-"""The likelihood's scale as a controller: it follows the training error."""
+"""The likelihood's one scale: as a controller that follows the training error, or from a learned parameter."""
 
 import torch
 from torch import Tensor
 
-from autoencoder.config import LikelihoodConfig
-from autoencoder.likelihood import LIKELIHOODS
+from autoencoder.likelihood import LIKELIHOODS, bounded_log_scale
+from autoencoder.objective_config import LikelihoodConfig
 
 
 class AnalyticScale:
     """A likelihood's scale: fixed, or a running estimate from training errors moved once an optimiser step.
 
     The estimate is the likelihood's best scale for the running mean of its moment (sigma-VAE, Rybkin et al. 2021, with a moving
-    average for its batch mean), bias-corrected, so that the first step already replaces the starting value.
+    average for its batch mean), bias-corrected, so that the first step already replaces the starting value, and within the bounds.
     """
 
     def __init__(self, config: LikelihoodConfig, device: torch.device) -> None:
@@ -28,7 +28,8 @@ class AnalyticScale:
         self._moment = torch.where(skip, self._moment, keep * self._moment + (1 - keep) * moment.float())
         self._mass = torch.where(skip, self._mass, keep * self._mass + (1 - keep))
         estimate = LIKELIHOODS[self.config.name].scale_from_moment(self._moment / self._mass)
-        self.value = torch.where(skip, self.value, estimate)
+        # An error of exactly zero has no density at its best scale.
+        self.value = torch.where(skip, self.value, estimate.clamp(*self.config.bounds))
 
     def tensors(self) -> dict[str, Tensor]:
         return {"scale": self.value, "moment": self._moment, "mass": self._mass}
@@ -36,3 +37,8 @@ class AnalyticScale:
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         device = self.value.device
         self.value, self._moment, self._mass = (tensors[k].to(device) for k in ("scale", "moment", "mass"))
+
+
+def learned_scale(log_scale: Tensor, config: LikelihoodConfig) -> Tensor:
+    """The scale that a learned log scale stands for, within the bounds; at least float32."""
+    return bounded_log_scale(log_scale.to(torch.promote_types(log_scale.dtype, torch.float32)), config.bounds).exp()

@@ -1,6 +1,7 @@
 """The autoencoder stage as a task of the training loop."""
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,23 +11,30 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from autoencoder import evaluation
+from autoencoder.alarms import Subject
+from autoencoder.beta import effective_beta
 from autoencoder.config import TrainAutoencoderConfig
 from autoencoder.data.loader import Batch, TrainLoader, ValidationSet
 from autoencoder.data.order import spread
-from autoencoder.data.pixels import to_images, to_pixels
+from autoencoder.data.pixels import levels_of, to_images, to_pixels
 from autoencoder.data.sources import Source
-from autoencoder.kl_control import kl_weight
-from autoencoder.likelihood import LIKELIHOODS, Likelihood
-from autoencoder.model import Autoencoder, decode, downsampling, encode
-from autoencoder.objective import Objective, Terms, effective_beta
+from autoencoder.elbo import bits_per_dim
+from autoencoder.experimental.encoder_steps import standing
+from autoencoder.experimental.iwae import importance_weighted
+from autoencoder.kl_control import KLControl
+from autoencoder.likelihood import LIKELIHOODS, Likelihood, LocationScale
+from autoencoder.model import Autoencoder, Output, decode, downsampling, encode
+from autoencoder.monitor import Monitor
+from autoencoder.objective import Objective, Terms
 from autoencoder.perceptual import build_perceptual
 from autoencoder.posterior import DiagonalGaussian
 from autoencoder.report.pictures import grid
+from autoencoder.runtime.alarms import AlarmNews
 from autoencoder.runtime.checkpoint import HasTensors
 from autoencoder.runtime.config import count
 from autoencoder.runtime.errors import ConfigError, TrainingError, UsageError
 from autoencoder.runtime.files import replace_text
-from autoencoder.scale import AnalyticScale
+from autoencoder.scale import AnalyticScale, learned_scale
 
 # The first and last layers: their rows or columns are pixels and latents, not features.
 EDGES = tuple(
@@ -36,9 +44,10 @@ EDGES = tuple(
 
 
 class AutoencoderTask:
-    """Images to a loss with named terms; the analytic scale as controller; validation with pictures."""
+    """Images to a loss with named terms; the analytic scale and the KL's weight as controllers; validation with pictures."""
 
-    edges = EDGES
+    # What the families train is small and starts at zero or near it: nothing for Muon's fixed step size.
+    edges = (*EDGES, "experimental.")
 
     def __init__(
         self, config: TrainAutoencoderConfig, module: Autoencoder, train: Source, validation: Source, accelerator: Accelerator, folder: Path
@@ -61,9 +70,14 @@ class AutoencoderTask:
             )
         side = data.resolution // factor
         self.latent_shape = (int(module.vae.config["latent_channels"]), side, side)
+        self.kl = KLControl(config.objective.kl, total=self.total_images, latent_shape=self.latent_shape, device=device)
+        kl = config.objective.kl
+        self.moving: tuple[str, ...] = () if kl.schedule == "constant" and kl.control == "none" else ("kl_weight",)
+        self.monitor = Monitor(Subject.of(config, self.latent_shape))
 
     def loader(self, first_step: int) -> Iterable[tuple[int, list[Batch]]]:
         config = self.config
+        samples = config.experimental.iwae_samples
         steps = TrainLoader(
             self.train_source,
             config.data,
@@ -71,7 +85,7 @@ class AutoencoderTask:
             batch_size=config.train.batch_size,
             microbatch=config.train.microbatch,
             images=self.total_images,
-            latent_shape=self.latent_shape,
+            latent_shape=self.latent_shape if samples == 1 else (samples, *self.latent_shape),
             first_step=first_step,
             rank=self.accelerator.process_index,
             world=self.accelerator.num_processes,
@@ -111,36 +125,56 @@ class AutoencoderTask:
 
     def _check_depth(self, batch: Batch) -> None:
         """A distribution over levels is one only over the levels that the files have."""
-        likelihood, found = self.config.objective.likelihood, 65536 if batch.pixels.dtype == torch.uint16 else 256
+        likelihood, found = self.config.objective.likelihood, levels_of(batch.pixels)
         if LIKELIHOODS[likelihood.name].discrete and likelihood.levels != found:
             raise ConfigError("objective.likelihood.levels", likelihood.levels, f"these images have {found} levels; give {found}")
         self.levels = max(self.levels, found)
 
     def likelihood(self, module: Autoencoder) -> Likelihood:
         """p(x|z) at the scale as it stands: learned by `module`, or the controller's."""
-        log_scale = module.log_scale
-        return self.objective.likelihood(self.scale.value if log_scale is None else log_scale.detach().exp())
+        config, log_scale = self.config.objective.likelihood, module.log_scale
+        if config.scale == "fixed":
+            return self.objective.likelihood(config.value)
+        return self.objective.likelihood(self.scale.value if log_scale is None else learned_scale(log_scale.detach(), config))
 
     def losses(self, module: nn.Module, batch: Batch, images: int) -> Terms:
         pixels = to_images(batch.pixels)
-        mean, logvar, reconstruction, log_scale = module(pixels, batch.noise)
-        scale = self.scale.value if log_scale is None else log_scale.float().exp()
-        posterior, weight = DiagonalGaussian(mean, logvar), kl_weight(self.config.objective.kl, images)
-        return self.objective(pixels, posterior, reconstruction, scale=scale, kl_weight=weight)
+        output: Output = module(pixels, batch.noise)
+        samples = self.config.experimental.iwae_samples
+        if samples > 1:
+            pixels = pixels.repeat_interleave(samples, 0)
+        scale = self.scale.value if output.log_scale is None else learned_scale(output.log_scale, self.config.objective.likelihood)
+        posterior, weight = DiagonalGaussian(output.mean, output.logvar), self.kl.weight(images)
+        terms = self.objective(
+            pixels, posterior, output.decoded, scale=scale, kl_weight=weight, charged=self.kl.charged(), rate=output.rate
+        )
+        return terms if samples == 1 else importance_weighted(terms, samples)
 
-    def update(self, means: dict[str, Tensor], found_inf: Tensor) -> None:
+    def standing(self, step: int, images: int) -> list[nn.Parameter]:
+        return standing(self.config.experimental, self.module, step=step, images=images)
+
+    def update(self, means: dict[str, Tensor], images: int, found_inf: Tensor) -> None:
         self.scale.update(means["scale_moment"], found_inf)
+        self.kl.update(means, images, found_inf)
 
     def scalars(self, means: dict[str, float], images: int) -> dict[str, float]:
         objective = self.config.objective
-        scale = float(self.likelihood(self.module).scale)
-        shown = {"kl_weight": kl_weight(objective.kl, images), "likelihood_scale": scale}
+        shown = self.kl.scalars(images)
+        likelihood = self.likelihood(self.module)
+        if isinstance(likelihood, LocationScale):
+            shown["likelihood_scale"] = float(likelihood.scale)
+        elif "log_scale" in means:
+            shown["geometric_mean_scale"] = math.exp(means["log_scale"])
+        dims = self.config.data.channels * self.config.data.resolution**2
+        if likelihood.discrete and "elbo_nats" in means:
+            shown["bits_per_dim"] = bits_per_dim(means["elbo_nats"], dims)
         if means.get("mean_squared_error", 0) > 0:
             errors = {k: means[k] for k in ("mean_absolute_error", "mean_squared_error")}
-            shown["effective_beta"] = effective_beta(objective, **errors, scale=scale)
+            shown["effective_beta"] = effective_beta(objective, **errors, dims=dims, weight=shown["kl_weight"])
         if "kl_nats" in means:
             c, h, w = self.latent_shape
             shown["kl_nats_per_latent"] = means["kl_nats"] / (c * h * w)
+        self.monitor.training(means | shown, images)
         if self.accelerator.num_processes > 1:
             self._share_bad()
         if self.bad:
@@ -162,12 +196,18 @@ class AutoencoderTask:
 
     def validate(self, module: Autoencoder, step: int) -> dict[str, float]:
         measured = evaluation.evaluate(
-            module.vae, self.validation_batches(), device=self.accelerator.device, likelihood=self.likelihood(module)
+            module.vae,
+            self.validation_batches(),
+            device=self.accelerator.device,
+            likelihood=self.likelihood(module),
+            family=module.family(),
         )
         self._note_bad(list(measured.bad.items()))
         if self.accelerator.is_main_process:
             self._draw(module, step)
-        return measured.means() | {"active_channels": sum(c.active for c in measured.channels)}
+        scalars = measured.scalars()
+        self.monitor.validation(scalars, min(step * self.config.train.batch_size, self.total_images))
+        return scalars
 
     @torch.no_grad()
     def _draw(self, module: Autoencoder, step: int) -> None:
@@ -180,15 +220,22 @@ class AutoencoderTask:
         # Spread over the set: crops of one photo follow each other.
         chosen = spread(len(crops), wanted).tolist()
         images = to_images(crops.pixels(chosen).to(self.accelerator.device))
-        reconstruction = decode(module.vae, encode(module.vae, images).mode())
+        posterior, family = encode(module.vae, images), module.family()
+        reconstruction = decode(module.vae, posterior.mode() if family is None else family.mode(posterior))
         grid(to_pixels(images).cpu(), to_pixels(reconstruction).cpu(), columns=8).save(folder / f"step-{step:08d}.png")
 
+    def alarms(self) -> AlarmNews:
+        return self.monitor.news()
+
     def held(self) -> dict[str, HasTensors]:
-        return {"controllers": self.scale}
+        return {"controllers": self.scale, "kl_control": self.kl}
 
     def state(self) -> dict[str, Any]:
-        return {"bad": self.bad, "levels": self.levels}
+        return {"bad": self.bad, "levels": self.levels, "monitor": self.monitor.state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.bad, self.levels = dict(state["bad"]), state["levels"]
+        if "monitor" not in state:
+            raise UsageError("this checkpoint is of an older version, without the state of the alarms; start anew, with init_from its run")
+        self.monitor.load_state(state["monitor"])
         self._list_bad()

@@ -30,6 +30,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _train(argv: list[str] | None) -> int:
-    config = cli.parse(TrainAutoencoderConfig, argv, prog="firststage train_autoencoder", description="Train a KL-VAE on images.")
+    config = cli.parse(
+        TrainAutoencoderConfig, argv, prog="firststage train_autoencoder", description="Train a KL-VAE on images.", stage="autoencoder"
+    )
     check(config)
     return start(config, "autoencoder.training")

@@ -9,10 +9,15 @@ from accelerate import Accelerator
 from autoencoder import artifact, model
 from autoencoder.config import TrainAutoencoderConfig
 from autoencoder.data.sources import open_train_and_validation
+from autoencoder.experimental.module import ExperimentalAutoencoder, Families
+from autoencoder.experimental.saved import describe, start_from
 from autoencoder.finish import finish
 from autoencoder.model import Autoencoder
-from autoencoder.objective import effective_beta
+from autoencoder.model_path import folder_of
+from autoencoder.objective_summary import Measured, describe_objective, lines, resolution_notes
 from autoencoder.runtime import launch
+from autoencoder.runtime.checkpoint import STATE
+from autoencoder.runtime.cli import load_config
 from autoencoder.runtime.run_folder import RunFolder
 from autoencoder.task import AutoencoderTask
 
@@ -24,32 +29,66 @@ def build_module(config: TrainAutoencoderConfig) -> Autoencoder:
     if config.train.gradient_checkpointing:
         vae.enable_gradient_checkpointing()
     likelihood = config.objective.likelihood
-    module = Autoencoder(vae, torch.tensor(likelihood.value).log() if likelihood.scale == "learned" else None)
-    if config.init_from is not None:
-        artifact.load_weights(module.vae, config.init_from)
-    return module
+    log_scale = torch.tensor(likelihood.value).log() if likelihood.scale == "learned" else None
+    if likelihood.scale == "pixel":
+        model.widen(vae, likelihood.value)
+    if config.experimental.families:
+        families = Families(config.experimental, vae, resolution=config.data.resolution)
+        return ExperimentalAutoencoder(vae, log_scale, families)
+    return Autoencoder(vae, log_scale)
 
 
 def train(config: TrainAutoencoderConfig, run: RunFolder | None, *, trainer_options: dict[str, Any] | None = None) -> int:
     """Train, or go on training, in `run` (the main process's; None elsewhere); returns the exit code."""
 
-    def build(accelerator: Accelerator, folder: Path, _starts: bool) -> launch.Stage[Autoencoder]:
+    def build(accelerator: Accelerator, folder: Path, starts: bool) -> launch.Stage[Autoencoder]:
         train_source, validation_source = open_train_and_validation(config.data)
-        task = AutoencoderTask(config, build_module(config), train_source, validation_source, accelerator, folder)
-        introduction = _introduction(config, len(train_source), train_source.name, len(validation_source))
-        return launch.Stage(task, introduction, lambda averaged: finish(task, averaged, config))
+        module = build_module(config)
+        # A run that goes on takes its weights from its checkpoint.
+        notes = []
+        if starts and config.init_from is not None:
+            notes = [artifact.load_weights(module.vae, config.init_from), start_from(module, config.init_from)]
+        task = AutoencoderTask(config, module, train_source, validation_source, accelerator, folder)
+        said = introduction(config, task.latent_shape, len(train_source), train_source.name, len(validation_source))
+        return launch.Stage(task, "\n".join([said, *(note for note in notes if note)]), lambda averaged: finish(task, averaged, config))
 
     return launch.launch(config, run, build, trainer_options=trainer_options)
 
 
-def _introduction(config: TrainAutoencoderConfig, images: int, source: str, held_out: int) -> str:
-    typical = {"mean_absolute_error": 0.05, "mean_squared_error": 0.005}
-    beta = effective_beta(config.objective, **typical, scale=config.objective.likelihood.value)
-    return (
-        f"data: {images:,} training images from {source}, {held_out:,} held out; crops of {config.data.resolution} pixels\n"
-        f"objective: convention {config.objective.convention}, effective beta {beta:.3g} "
-        "(at a mean absolute error of 0.05 and a mean squared error of 0.005; the log has it at the measured ones)"
+def introduction(config: TrainAutoencoderConfig, latent_shape: tuple[int, int, int], images: int, source: str, held_out: int) -> str:
+    """What a start says of data and objective."""
+    # What a fresh run's errors come to; beta depends on them in some conventions.
+    measured = Measured(
+        mean_absolute_error=0.05,
+        mean_squared_error=0.005,
+        channels=config.data.channels,
+        resolution=config.data.resolution,
+        latent_shape=latent_shape,
+        assumed=True,
     )
+    told = describe_objective(config.objective, measured, config.experimental)
+    trained_at = None if config.init_from is None else _resolution_of(config.init_from)
+    if trained_at is not None and trained_at != config.data.resolution:
+        told["notes"] = resolution_notes(config.objective, measured, trained_at=trained_at)
+    return "\n".join(
+        [
+            f"data: {images:,} training images from {source}, {held_out:,} held out; crops of {config.data.resolution} pixels",
+            f"objective: convention {config.objective.convention}",
+            *lines(told),
+            *([describe(config.experimental)] if config.experimental.parts else []),
+        ]
+    )
+
+
+def _resolution_of(path: str) -> int | None:
+    """Side of the crops that the weights at `path` (a run, a checkpoint or a folder) were trained on, where that is on record."""
+    run = Path(path).parent.parent / "config.yaml"
+    if (Path(path) / STATE).is_file() and run.is_file():
+        return load_config(TrainAutoencoderConfig, run).data.resolution
+    folder = folder_of(path)
+    recipe = None if folder is None else artifact.load_preprocessing(folder)
+    found = None if recipe is None else recipe.get("crops", {}).get("resolution")
+    return None if found is None else int(found)
 
 
 def preflight(config: TrainAutoencoderConfig) -> int:

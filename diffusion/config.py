@@ -145,7 +145,7 @@ class TrainDiffusionConfig:
     resume: Literal["auto", "never"] = "auto"
     """`auto` goes on where the folder's newest complete checkpoint ends; `never` refuses a used folder."""
     preflight: bool = False
-    """Do real steps, validation, checkpoint and export in a scratch folder, print memory and expected hours, stop."""
+    """Do three real steps, a validation, a checkpoint and an export in a scratch folder, print memory and expected hours, stop."""
 
     @property
     def guidance(self) -> float:

@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _sample(argv: list[str] | None) -> int:
-    config = cli.parse(SampleConfig, argv, prog="firststage sample", description="Sample images from a pipeline.", stage="sampling")
+    config = cli.parse(SampleConfig, argv, prog="firststage sample", description="Sample images from a pipeline.")
     check_pipeline(config.pipeline, "pipeline")
     from diffusion.drawing import draw
 

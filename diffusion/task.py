@@ -1,7 +1,7 @@
 """The diffusion stage as a task of the training loop."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from autoencoder.data.pixels import to_pixels
 from autoencoder.data.steps import Steps
 from autoencoder.model import AutoencoderKL, decode, decoded_at_once, downsampling
 from autoencoder.report.pictures import plain_grid
+from autoencoder.runtime.alarms import AlarmNews
 from autoencoder.runtime.checkpoint import HasTensors
 from autoencoder.runtime.config import count
 from diffusion import process
@@ -28,11 +29,14 @@ class FlowTerms:
     """Per-image loss of a microbatch, (B,)."""
 
     loss: Tensor
-    named: dict[str, Tensor]
+    named: dict[str, Tensor] = field(default_factory=dict)
+    statistics: dict[str, Tensor] = field(default_factory=dict)
 
 
 class DiffusionTask:
     """Latents to the flow-matching loss; validation at fixed times and noise, with a grid of samples."""
+
+    moving: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -64,9 +68,12 @@ class DiffusionTask:
 
     def losses(self, module: nn.Module, batch: LatentBatch, images: int) -> FlowTerms:
         predicted = module(process.noisy(batch.latents, batch.noise, batch.t), batch.t, batch.labels)
-        return FlowTerms(process.squared_error(predicted, batch.latents, batch.noise), {})
+        return FlowTerms(process.squared_error(predicted, batch.latents, batch.noise))
 
-    def update(self, means: dict[str, Tensor], found_inf: Tensor) -> None:
+    def standing(self, step: int, images: int) -> Sequence[nn.Parameter]:
+        return ()
+
+    def update(self, means: dict[str, Tensor], images: int, found_inf: Tensor) -> None:
         pass
 
     def scalars(self, means: dict[str, float], images: int) -> dict[str, float]:
@@ -115,6 +122,9 @@ class DiffusionTask:
         classes = self.space.classes
         columns = max(1, 8 // classes) * classes if 0 < classes <= 10 else 8
         plain_grid(self.images(samples), columns=columns).save(folder / f"step-{step:08d}.png")
+
+    def alarms(self) -> AlarmNews:
+        return AlarmNews()
 
     def held(self) -> dict[str, HasTensors]:
         return {}

@@ -66,8 +66,8 @@ class Config:
 ONE_BY_ONE = "a group of settings; give them one by one (group.inner.rate, group.size, group.mode, ...), or leave it out"
 
 
-def parse(*argv: str, positional: str | None = None) -> Config:
-    return cli.parse(Config, list(argv), prog="firststage test", description="Test.", positional=positional)
+def parse(*argv: str, stage: str | None = "autoencoder", positional: str | None = None) -> Config:
+    return cli.parse(Config, list(argv), prog="firststage test", description="Test.", stage=stage, positional=positional)
 
 
 def refusal(*argv: str) -> str:
@@ -172,7 +172,7 @@ def test_a_wrong_command_line_is_one_message(argv: list[str], message: str) -> N
     ("text", "message"),
     [
         ("group: {size: a}", "group.size: got 'a'; give an integer (in FILE)"),
-        ("group: {size: null}", "group.size: got None; give an integer (in FILE)"),
+        ("group: {size: null}", "group.size: not given; give an integer (in FILE)"),
         ("group: {size: {a: 1}}", "group.size: got {'a': 1}; give an integer (in FILE)"),
         ("group: {text: 3}", "group.text: got 3; give text (in quotes) (in FILE)"),
         ("group: {names: a}", "group.names: got 'a'; give a list such as [a, b], each text (in FILE)"),
@@ -216,6 +216,13 @@ def test_shipped_configurations_are_found_by_name(tmp_path: Path, monkeypatch: p
         "config: got 'smal', no such file; give the path of a YAML file, or one of those that ship: small (closest: small)"
     )
     assert "a folder" in refusal("--config", str(tmp_path))
+    with pytest.raises(UsageError) as error:
+        parse("--config", "small", stage=None)
+    assert str(error.value) == (
+        "config: got 'small', no such file; give the path of a YAML file (the `small` that ships is for train_autoencoder)"
+    )
+    with pytest.raises(UsageError, match=r"^config: no value given; give the path of a YAML file$"):
+        parse("--config", stage=None)
 
 
 def test_every_shipped_configuration_is_valid() -> None:
@@ -224,7 +231,7 @@ def test_every_shipped_configuration_is_valid() -> None:
     shipped = config_file.shipped_configs("autoencoder")
     assert "demo" in shipped
     for name in shipped:
-        cli.parse(TrainAutoencoderConfig, ["--config", name, "--out", "r"], prog="", description="")
+        cli.parse(TrainAutoencoderConfig, ["--config", name, "--out", "r"], prog="", description="", stage="autoencoder")
 
 
 def test_print_config_can_be_read_back(file: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -337,6 +344,7 @@ def test_help_comes_without_torch(command: str) -> None:
     assert done.returncode == 0, done.stderr
     assert f"usage: firststage {command}" in done.stdout
     assert "--config" in done.stdout
+    assert ("one that ships" in done.stdout.replace("\n", " ")) == (command in config_file.COMMANDS.values())
     assert done.stderr == "heavy: []\n"
 
 

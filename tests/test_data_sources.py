@@ -127,7 +127,8 @@ def test_parquet_of_bare_bytes_with_string_labels_and_gaps(tmp_path: pathlib.Pat
         with pytest.raises(BadImage, match=reason):
             source.read(row)
     for column in (None, "photo", "size"):
-        with pytest.raises(ConfigError, match=f"data.image_column: got {column!r}; columns that can hold images: data, mask"):
+        given = "not given" if column is None else f"got {column!r}"
+        with pytest.raises(ConfigError, match=f"data.image_column: {given}; columns that can hold images: data, mask"):
             open_source(name, split="train", config=DataConfig(image_column=column))
     with pytest.raises(ConfigError, match=r"data.label_column: got 'size'; columns that can hold labels: kind"):
         open_source(name, split="train", config=DataConfig(image_column="data", label_column="size"))

@@ -1,12 +1,11 @@
 import math
-from dataclasses import astuple
 
 import pytest
 import torch
 from torch import Tensor
 
 from autoencoder.elbo import ElboTerms, bits_per_dim, evaluate_elbo
-from autoencoder.likelihood import DiscretizedLogistic, Gaussian, Laplace
+from autoencoder.likelihood import DiscretizedLogistic, Gaussian, Laplace, PixelScale
 from autoencoder.posterior import DiagonalGaussian
 from autoencoder.prior import StandardNormal
 
@@ -16,8 +15,8 @@ IMAGE, LATENT, NOISE_STD = 12, 4, 0.3
 class LinearGaussian:
     """x = W z + mu + sigma * noise with z ~ N(0, I): everything is known in closed form (Tipping & Bishop 1999)."""
 
-    def __init__(self, *, orthogonal: bool = False) -> None:
-        generator = torch.Generator().manual_seed(7)
+    def __init__(self, seed: int = 7, *, orthogonal: bool = False) -> None:
+        generator = torch.Generator().manual_seed(seed)
         weight = torch.randn(IMAGE, LATENT, generator=generator, dtype=torch.float64)
         # With orthogonal columns the true posterior is a diagonal Gaussian, so that a DiagonalGaussian can equal it.
         self.weight = torch.linalg.qr(weight)[0] * torch.tensor([0.4, 1.0, 2.0, 3.0]).double() if orthogonal else weight
@@ -26,6 +25,7 @@ class LinearGaussian:
         self.evidence = torch.distributions.MultivariateNormal(self.mu, covariance)
         self.precision = torch.eye(LATENT, dtype=torch.float64) + self.weight.T @ self.weight / NOISE_STD**2
         self.images = self.mu + torch.randn(6, IMAGE, generator=generator, dtype=torch.float64)
+        self.random_logvar = 2 * torch.randn(6, LATENT, generator=generator, dtype=torch.float64) - 4
 
     def decode(self, z: Tensor) -> Tensor:
         return z @ self.weight.T + self.mu
@@ -42,6 +42,10 @@ class LinearGaussian:
         mean = self.true_posterior(images).mean + 0.05 * images[:, :LATENT]
         return DiagonalGaussian(mean, torch.linspace(-5, -3, LATENT, dtype=torch.float64).expand(mean.shape))
 
+    def random_posterior(self) -> DiagonalGaussian:
+        mean = self.true_posterior(self.images).mean
+        return DiagonalGaussian(mean + self.random_logvar.sin(), self.random_logvar)
+
     def evaluate(self, encode: object, *, images: Tensor | None = None, samples: int = 1, seed: int = 0) -> ElboTerms:
         return evaluate_elbo(
             self.images if images is None else images,
@@ -55,8 +59,9 @@ class LinearGaussian:
 
 
 @pytest.mark.parametrize("samples", [1, 3])
-def test_log_weights_under_the_true_posterior_are_the_evidence_whatever_is_drawn(samples: int) -> None:
-    model = LinearGaussian(orthogonal=True)
+@pytest.mark.parametrize("seed", range(3))
+def test_log_weights_under_the_true_posterior_are_the_evidence_whatever_is_drawn(seed: int, samples: int) -> None:
+    model = LinearGaussian(seed, orthogonal=True)
     terms = model.evaluate(model.true_diagonal, samples=samples)
     torch.testing.assert_close(terms.iwae, model.evidence.log_prob(model.images), rtol=0, atol=1e-9)
     torch.testing.assert_close(terms.effective_sample_size, torch.full((6,), float(samples), dtype=torch.float64), rtol=1e-9, atol=0)
@@ -89,10 +94,11 @@ def test_elbo_and_gap_make_the_evidence() -> None:
     assert ((terms.elbo - exact).abs() < 5 * standard_error).all()
 
 
-def test_elbo_of_exact_expectation_points_is_the_evidence_less_the_gap() -> None:
+@pytest.mark.parametrize("seed", range(10))
+def test_elbo_of_exact_expectation_points_is_the_evidence_less_the_gap(seed: int) -> None:
     # The NLL of a linear decoder is quadratic in z: the 2 q sigma points mean +- sqrt(q) std average it exactly.
-    model = LinearGaussian()
-    q = model.arbitrary_encode(model.images)
+    model = LinearGaussian(seed)
+    q = model.random_posterior()
     points = iter(math.sqrt(LATENT) * sign * torch.eye(LATENT, dtype=torch.float64)[i] for i in range(LATENT) for sign in (-1, 1))
 
     class SigmaPoints(DiagonalGaussian):
@@ -127,6 +133,54 @@ def test_one_sample_of_the_importance_weighted_bound_is_an_elbo_estimate() -> No
     assert torch.equal(terms.kl, q.kl_to_standard_normal())
 
 
+class Correlated:
+    """The true posterior of a linear-Gaussian model, with nothing but what `evaluate_elbo` may ask of a posterior."""
+
+    def __init__(self, posterior: torch.distributions.MultivariateNormal) -> None:
+        self._posterior, self.shape = posterior, posterior.mean.shape
+
+    def sample(self, noise: Tensor) -> Tensor:
+        return self._posterior.mean + (self._posterior.scale_tril @ noise[..., None])[..., 0]
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        raise AssertionError("an inverse that is not needed")
+
+    def sample_with_log_prob(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        z = self.sample(noise)
+        return z, self._posterior.log_prob(z)
+
+
+def test_a_posterior_of_any_kind_is_measured_by_its_samples_densities() -> None:
+    # Columns that are not orthogonal: no diagonal Gaussian is the posterior.
+    model = LinearGaussian()
+    terms = model.evaluate(lambda x: Correlated(model.true_posterior(x)), samples=3)
+    evidence = model.evidence.log_prob(model.images)
+    for estimate in (terms.elbo, terms.iwae):
+        torch.testing.assert_close(estimate, evidence, rtol=0, atol=1e-9)
+
+
+def test_a_decoder_of_scales_is_measured_with_its_own() -> None:
+    images = torch.randint(0, 256, (4, 3, 2, 2), generator=torch.Generator().manual_seed(0)).double() / 127.5 - 1
+    scale = torch.linspace(0.05, 0.8, 48, dtype=torch.float64).view(4, 3, 2, 2)
+    reconstruction = images.flip(0)
+
+    def evaluate(decoded: Tensor, likelihood: PixelScale | DiscretizedLogistic) -> ElboTerms:
+        return evaluate_elbo(
+            images,
+            encode=lambda x: DiagonalGaussian(torch.ones(4, 2).double(), torch.zeros(4, 2).double()),
+            decode=lambda z: decoded,
+            likelihood=likelihood,
+            prior=StandardNormal(),
+            generator=torch.Generator().manual_seed(0),
+        )
+
+    ours = evaluate(torch.cat((reconstruction, scale.log()), dim=1), PixelScale("discretized_logistic"))
+    expected = evaluate(reconstruction, DiscretizedLogistic(scale))
+    torch.testing.assert_close(ours.nll, expected.nll, rtol=1e-6, atol=0)
+    torch.testing.assert_close(ours.elbo, expected.elbo, rtol=1e-6, atol=0)
+    assert ours.measure == expected.measure
+
+
 def test_effective_sample_size_of_known_weights() -> None:
     # Two samples whose weights are as 3 to 1: (3 + 1)**2 / (9 + 1).
     weights = iter([math.log(3.0), 0.0])
@@ -152,11 +206,11 @@ def test_any_shapes_and_precisions(image: tuple[int, ...], latent: tuple[int, ..
         images,
         encode=lambda x: DiagonalGaussian(torch.zeros(3, *latent, dtype=dtype), torch.zeros(3, *latent, dtype=dtype)),
         decode=lambda z: z.flatten(1).mean(1).view(3, *[1] * len(image)).expand(images.shape).to(dtype),
-        likelihood=DiscretizedLogistic(0.1),
+        likelihood=Laplace(0.1),
         prior=StandardNormal(),
         samples=2,
     )
-    for value in astuple(terms):
+    for value in (terms.nll, terms.kl, terms.elbo, terms.iwae, terms.effective_sample_size):
         assert value.shape == (3,) and value.isfinite().all()
         assert value.dtype == torch.promote_types(dtype, torch.float32)
 
@@ -196,6 +250,14 @@ def test_refusals_say_what_does_not_fit() -> None:
     refused(r"decode made \(2, 4\)", decode=lambda z: torch.zeros(2, 4))
     refused("reconstruction: 10 of 10", decode=lambda z: torch.full((2, 5), math.nan))
 
+    refused("images are torch.uint8", images=torch.zeros(2, 5, dtype=torch.uint8))
+    refused(r"shape \(0, 5\)", images=torch.zeros(0, 5))
+    refused(r"span \[0, 255\], outside the support of discretized_logistic", images=torch.full((2, 5), 255.0) * torch.eye(2, 5),
+            likelihood=DiscretizedLogistic(0.1))  # fmt: skip
+    refused(r"decode made \(2, 10\) of latents \(2, 3\).*`PixelScale`", decode=lambda z: torch.zeros(2, 10))
+    refused(r"decode made \(2, 5\).*2C channels", likelihood=PixelScale("laplace"))
+    refused("latents: 6 of 6", encode=lambda x: DiagonalGaussian(torch.zeros(2, 3), torch.full((2, 3), 200.0)))
+
     class Misshapen(StandardNormal):
         def log_prob(self, z: Tensor) -> Tensor:
             return super().log_prob(z).sum()
@@ -206,3 +268,17 @@ def test_refusals_say_what_does_not_fit() -> None:
 
     refused(r"log p\(z\) has shape \(\)", prior=Misshapen())
     refused("KL: 2 of 2", prior=Infinite(), encode=lambda x: DiagonalGaussian(torch.ones(2, 3), torch.zeros(2, 3)))
+
+
+def test_images_between_the_levels_are_warned_of_once_an_account() -> None:
+    with pytest.warns(UserWarning, match="10 of 10 values lie between the 256 levels") as caught:
+        terms = evaluate_elbo(
+            torch.zeros(2, 5),
+            encode=lambda x: DiagonalGaussian(torch.zeros(2, 3), torch.zeros(2, 3)),
+            decode=lambda z: torch.zeros(2, 5),
+            likelihood=DiscretizedLogistic(0.1),
+            prior=StandardNormal(),
+            samples=3,
+        )
+    assert len(caught) == 1
+    assert terms.nll.isfinite().all()

@@ -55,7 +55,7 @@ def refused(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
         (["--model=SETTING/empty"], "no autoencoder in it"),
         (["--data.source=SETTING/no"], "data.source: got"),
         (["--data.source=SETTING/empty"], "holds no images"),
-        (["--data.source=null"], "data.source: got None; give the images"),
+        (["--data.source=null"], "data.source: not given; give the images"),
         (["--data.resolution=15"], "data.resolution: got 15; give a multiple of 2"),
         (["--data.resolution=4"], "data.resolution: got 4; give at least 8"),
         (["--data.resize=12"], "data.resize: got 12; give null or at least the resolution (16)"),

@@ -244,7 +244,7 @@ def test_a_model_without_a_recipe_gets_one(made: Made, tmp_path: Path, capsys: p
     made[1].save_pretrained(tmp_path / "stock")
     argv = ["--model", str(tmp_path / "stock"), "--data.source", str(made[0] / "photos"), "--out", str(tmp_path / "out")]
     assert encode.main(argv) == 2
-    assert "data.resolution: got None; give the side of the crops" in capsys.readouterr().err
+    assert "data.resolution: not given; give the side of the crops" in capsys.readouterr().err
     assert not (tmp_path / "out" / "plan.json").exists()
     assert encode.main([*argv, "--data.resolution=16", "--precision=fp32"]) == 0
     kept = json.loads((tmp_path / "out" / "vae" / "preprocessing.json").read_text())

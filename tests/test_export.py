@@ -96,9 +96,10 @@ def test_attention_in_the_lowest_level_has_ldms_names_and_shapes() -> None:
     assert len(named) == len(vae.state_dict())
 
 
-def test_export_of_a_checkpoint_is_the_runs_average(trained: Path, tmp_path: Path) -> None:
+def test_export_of_a_checkpoint_is_the_runs_average(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = trained / "checkpoints" / "step-00000005"
     assert export.main(["--checkpoint", str(checkpoint), "--out", str(tmp_path / "vae")]) == 0
+    assert "scaling_factor stays 1: the latents of a checkpoint have not been measured" in capsys.readouterr().out
     exported, average = AutoencoderKL.from_pretrained(tmp_path / "vae").state_dict(), load_file(checkpoint / "ema.safetensors")
     assert all(torch.equal(v, average[f"vae.{k}"]) for k, v in exported.items())
     likelihood = artifact.load_likelihood(tmp_path / "vae")
@@ -117,8 +118,9 @@ def test_export_writes_the_precision_that_was_asked_for(trained: Path, tmp_path:
     assert recipe["encoder_hash"] == json.loads((trained / "vae" / "preprocessing.json").read_text())["encoder_hash"]
 
 
-def test_export_writes_one_ldm_file(trained: Path, tmp_path: Path) -> None:
+def test_export_writes_one_ldm_file(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert export.main(["--checkpoint", str(trained), "--format", "ldm", "--out", str(tmp_path / "vae.safetensors")]) == 0
+    assert "scaling_factor" not in capsys.readouterr().out
     assert load_file(tmp_path / "vae.safetensors").keys() == to_ldm(load(str(trained))).keys()
 
 

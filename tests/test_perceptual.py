@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 import autoencoder.runtime.torchvision_operators  # noqa: F401  (before lpips)
-from autoencoder.config import PerceptualConfig
 from autoencoder.lpips_weights import TORCHVISION, lpips_weights_path
+from autoencoder.objective_config import PerceptualConfig
 from autoencoder.perceptual import LPIPSDistance, SSIMDistance, build_perceptual
 from autoencoder.runtime.errors import ConfigError, UsageError
 

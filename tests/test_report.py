@@ -6,6 +6,7 @@ import io
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,7 +80,7 @@ def test_headlines_are_those_of_the_last_validation_until_there_is_an_evaluation
     assert page.tiles["Images seen"] == "512"
     assert "validation at 512" in page.text
     assert "No final evaluation yet" in page.text
-    assert "Latent channels" not in page.text
+    assert "KL by channel" not in page.text
 
 
 def test_the_evaluation_is_shown_with_intervals_channels_photos_and_provenance(tmp_path: Path) -> None:
@@ -88,7 +89,7 @@ def test_the_evaluation_is_shown_with_intervals_channels_photos_and_provenance(t
     assert page.tiles["KL"] == "1,401.5"
     assert "SSIM" not in page.tiles
     assert "95%: 24.50 to 27.75" in page.text
-    assert "1 of 2 channels active" in page.text
+    assert "KL by channel nats an image; filled: active (1 of 2)" in page.text
     assert any("0: 1,400.2, 1: 1.2 (inactive)" in alt for alt in page.all("div", "aria-label"))
     assert "coffee 25.50 400.5" in page.text
     assert "rocket 26.75 380.0" in page.text
@@ -185,7 +186,29 @@ def test_several_runs_are_compared(tmp_path: Path) -> None:
 def test_runs_with_other_measures_are_flagged(tmp_path: Path) -> None:
     a = make_run(tmp_path / "a", lines=BRIEF)
     b = make_run(tmp_path / "b", lines=BRIEF, config={"data": {"source": "demo", "resolution": 64}})
-    assert "not in the same nats: they differ in data.resolution." in page_of(a, b).text
+    text = page_of(a, b).text
+    flag = "NLL and ELBO of these runs are not in the same nats: they differ in data.resolution."
+    # With the headlines, and again where charts overlay the two.
+    assert text.count(flag) == 2
+    assert flag in text.partition("Evidence lower bound")[2]
+    assert "priors" not in text
+
+
+def test_a_rate_to_another_prior_is_flagged(tmp_path: Path) -> None:
+    families = [{"data": {"source": "demo"}, "experimental": {"prior": prior}} for prior in ("standard_normal", "mixture")]
+    a, b = (make_run(tmp_path / name, lines=BRIEF, config=config) for name, config in zip("ab", families, strict=True))
+    text = page_of(a, b).text
+    assert "KL of these runs is to different priors: they differ in experimental.prior." in text
+    assert "not in the same nats" not in text
+
+
+def test_a_scale_fitted_at_the_end_is_told_below_the_charts(tmp_path: Path) -> None:
+    evaluation = EVALUATION | {"metrics": EVALUATION["metrics"] | {"nll_nats": {"mean": -700.0}}}
+    analytic: dict[str, Any] = {"objective": {"likelihood": {"scale": "analytic"}}}
+    said = "scale was fitted once more at the end of the run"
+    assert said in page_of(make_run(tmp_path / "a", config=analytic, evaluation=evaluation)).text
+    assert said not in page_of(make_run(tmp_path / "b", config=analytic)).text
+    assert said not in page_of(make_run(tmp_path / "c", evaluation=evaluation)).text
 
 
 # The command

@@ -49,7 +49,8 @@ def test_one_page_tells_both_stages_in_order(tmp_path: Path) -> None:
             (1, "demo"),
             (2, "Headline figures"), (3, "Autoencoder"), (3, "finished"), (3, "Diffusion"), (3, "finished"),
             (2, "Autoencoder"), (3, "Held-out crops"), (3, "Whole held-out photos"), (3, "Evidence lower bound"),
-            (3, "What is optimised"), (3, "Reconstruction"), (3, "Under the hood"), (3, "Latent channels"), (3, "Image by image"),
+            (3, "Auxiliary losses"), (3, "What is optimised"), (3, "Reconstruction"), (3, "Latents"), (3, "Under the hood"),
+            (3, "Image by image"),
             (2, "Diffusion"), (3, "Samples over training"), (3, "Nearest training latents"), (3, "Fréchet distance"), (3, "Loss"),
             (3, "Under the hood"),
             (2, "Where this comes from"), (3, "Autoencoder"), (3, "Diffusion"),
@@ -96,7 +97,7 @@ def test_latents_of_another_encoder_are_told(tmp_path: Path) -> None:
 def test_a_stage_that_has_only_begun_does_not_hide_the_other(tmp_path: Path) -> None:
     autoencoder = make_run(tmp_path / "a", evaluation=EVALUATION, pictures=True)
     page = page_of(autoencoder, make_diffusion_run(tmp_path / "b", lines=[], latents=None))
-    assert "1 of 2 channels active" in page.text
+    assert "KL by channel nats an image; filled: active (1 of 2)" in page.text
     assert page.text.count("Nothing logged yet") == 1
     assert (2, "Diffusion") in page.headings
 

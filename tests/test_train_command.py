@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 
 from autoencoder import evaluate, export, train
-from autoencoder.config import PRESETS, LikelihoodConfig, ModelConfig
+from autoencoder.config import PRESETS, ModelConfig
 from autoencoder.likelihood import LIKELIHOODS
 from autoencoder.model import build
+from autoencoder.objective_config import LikelihoodConfig
 from autoencoder.runtime.loop import Trainer
 from autoencoder.scale import AnalyticScale
 from autoencoder.task import AutoencoderTask
@@ -141,9 +142,13 @@ def test_bad_validation_images_are_listed_and_left_out(tmp_path: Path, capsys: p
     assert train.main([*SHORT, f"--data.validation_source={source}", "--out", str(run)]) == 0
     assert {json.loads(line)["id"] for line in (run / "bad_images.jsonl").read_text().splitlines()} == {"0-bad.png", "1-bad.png"}
     assert len(json.loads((run / "evaluation.json").read_text())["photos"]) == 5
-    assert evaluate.main(["--model", str(run), "--out", str(tmp_path / "out.json")]) == 0
+    compared = f"--compare={run / 'evaluation.json'}"
+    assert evaluate.main(["--model", str(run), "--out", str(tmp_path / "out.json"), compared]) == 0
     assert "2 images could not be read" in capsys.readouterr().out
-    assert json.loads((tmp_path / "out.json").read_text())["bad_images"].keys() == {"0-bad.png", "1-bad.png"}
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert report["bad_images"].keys() == {"0-bad.png", "1-bad.png"}
+    # The run's own evaluation is of the same images, noise and weights.
+    assert report["comparison"]["images"] == 5 and abs(report["comparison"]["differences"]["elbo_nats"]["mean"]) < 0.01
 
 
 def test_nothing_but_bad_images_to_measure_on_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,14 +77,19 @@ class ValidationSet:
     ) -> None:
         self._crops = _ValidationBatches(source, config, seed, batch_size, latent_shape, rank, world)
         self._workers = _workers(source, config)
+        self.photos, self.side = len(source), config.resolution
 
     def __len__(self) -> int:
         """Crops of all processes."""
         return self._crops.crops
 
+    def batch(self, positions: Sequence[int]) -> Batch:
+        """The crops at these positions."""
+        return stack(*self._crops.examples(positions))
+
     def pixels(self, positions: Sequence[int]) -> Tensor:
         """The crops at these positions, (N, C, R, R)."""
-        return stack(*self._crops.examples(positions)).pixels
+        return self.batch(positions).pixels
 
     def __iter__(self) -> Iterator[Batch]:
         return load(self._crops, range(len(self._crops)), self._workers, pin_memory=False)

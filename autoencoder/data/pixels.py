@@ -6,6 +6,11 @@ from torch import Tensor
 _LEVELS = {torch.uint8: 256, torch.uint16: 65536}
 
 
+def levels_of(pixels: Tensor) -> int:
+    """Levels that uint8 (256) or uint16 (65536) pixels have."""
+    return _LEVELS[pixels.dtype]
+
+
 def to_images(pixels: Tensor) -> Tensor:
     """k / ((L - 1) / 2) - 1: uint8 (L = 256) or uint16 (L = 65536) pixels of any shape to float32 images in [-1, 1].
 

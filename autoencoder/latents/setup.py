@@ -10,6 +10,7 @@ import torch
 from autoencoder import artifact
 from autoencoder.config import DataConfig
 from autoencoder.data.sources import Source, open_source
+from autoencoder.experimental.saved import has_flow_posterior
 from autoencoder.identity import identity
 from autoencoder.latents.config import EncodeConfig
 from autoencoder.latents.folder import VAE
@@ -53,6 +54,9 @@ def set_up(config: EncodeConfig) -> Setup:
     """Load the model, open the images and plan the rows; UsageError for whatever cannot be used."""
     vae = load(config.model, subfolder=config.subfolder, revision=config.revision, variant=config.variant)
     found = folder_of(config.model, config.subfolder)
+    if has_flow_posterior(found):
+        remedy = "its posterior is a flow, whose latents are not the encoder's; give an autoencoder with experimental.posterior gaussian"
+        raise ConfigError("model", config.model, remedy)
     known = None if found is None else artifact.load_preprocessing(found)
     data = _crops(config, vae, known)
     assert config.data.source is not None

@@ -1,4 +1,4 @@
-"""Line and bar charts as SVG fragments that take their colours from the page's style sheet.
+"""Line and bar charts and maps as SVG fragments that take their colours from the page's style sheet.
 
 Drawn by matplotlib's own objects, without pyplot's global state. Colours are drawn as stand-ins and
 replaced by CSS variables, text stays text: one chart reads in light and in dark, in the page's typeface.
@@ -28,8 +28,34 @@ MOST_POINTS = 240
 """Points of a drawn line; a longer series is averaged over stretches of equally many lines of the log."""
 MOST_MARKERS = 40
 """A line of more points is drawn without dots."""
+MOST_CELLS = 24
+"""Cells along a side of a drawn map."""
+FAINT = 0.06
+"""Opacity of 0 on a map."""
 TRANSIENT = 0.1
 """Share of each line that may fall off the value axis: a start far off would flatten all that follows."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """A legend's entry: a series, its last value, and that of a second series in the same colour."""
+
+    label: str
+    last: str
+    colour: int
+    kind: str
+    beside: str = ""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart with everything that the page says around it."""
+
+    title: str
+    unit: str
+    svg: str
+    keys: list[Key]
+    alt: str
 
 
 @dataclass(frozen=True)
@@ -88,6 +114,40 @@ def bars(values: Sequence[float], filled: Sequence[bool], *, colour: int, x_labe
     axes.set_xlim(-0.6, len(values) - 0.4)
     axes.xaxis.set_major_locator(ticker.MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
     return _svg(figure, name)
+
+
+def heat(values: np.ndarray, *, colour: int) -> str:
+    """A map (h, w) of values from 0 on, the stronger the colour the higher, beside its scale; larger ones are averaged over blocks."""
+    cells = pooled(values, MOST_CELLS)
+    high = float(cells.max())
+    shares = (cells / high if high > 0 else cells).clip(0, 1)
+    height, width = cells.shape
+    side = 150 / max(height, width)
+
+    def cell(x: float, y: float, wide: float, high: float, share: float) -> str:
+        return f'<rect x="{x:.2f}" y="{y:.2f}" width="{wide:.2f}" height="{high:.2f}" fill-opacity="{FAINT + (1 - FAINT) * share:.2f}"/>'
+
+    drawn = "".join(cell(x * side, y * side, side, side, share) for (y, x), share in np.ndenumerate(shares))
+    steps = "".join(cell(0, i * 10, 12, 10, 1 - i / 14) for i in range(15))
+    labels = "".join(
+        f'<text x="18" y="{y}" style="font-size: 9.5px; fill: var(--chart-ink)">{number(value, None)}</text>'
+        for y, value in ((8, high), (150, 0.0))
+    )
+    fill = f'style="fill: var(--series-{colour % SERIES})" shape-rendering="crispEdges"'
+    return (
+        f'<svg viewBox="0 0 331 160" aria-hidden="true"><g transform="translate(46 5)" {fill}>{drawn}</g>'
+        f'<g transform="translate(212 5)"><g {fill}>{steps}</g>{labels}</g></svg>'
+    )
+
+
+def pooled(values: np.ndarray, most: int) -> np.ndarray:
+    """Means of (h, w) over blocks of equal sides, so that at most about `most` of them lie along a side; the last may be smaller."""
+    block = -(-max(values.shape) // most)
+    for axis in (0, 1):
+        starts = np.arange(0, values.shape[axis], block)
+        sizes = np.diff(np.append(starts, values.shape[axis]))
+        values = np.add.reduceat(values, starts, axis=axis) / np.expand_dims(sizes, 1 - axis)
+    return values
 
 
 def _axes(x_label: str) -> tuple[Figure, Axes]:

@@ -2,36 +2,12 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from autoencoder.report import charts
-from autoencoder.report.charts import Line
+from autoencoder.report.charts import Chart, Key, Line
 from autoencoder.report.quantities import number, quantity
 from autoencoder.report.runs import Run
 from autoencoder.report.stages import Section
-
-
-@dataclass(frozen=True)
-class Key:
-    """A legend's entry: a series, its last value, and that of a second series in the same colour."""
-
-    label: str
-    last: str
-    colour: int
-    kind: str
-    beside: str = ""
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A chart with everything that the page says around it."""
-
-    title: str
-    unit: str
-    svg: str
-    keys: list[Key]
-    alt: str
-
 
 SCHEDULED = ("lr", "kl_weight", "effective_beta")
 """Scalars whose start is as much a part of the recipe as their end."""
@@ -44,7 +20,8 @@ def sections(runs: Sequence[Run]) -> list[tuple[Section, list[Chart]]]:
         found = [scalar_chart(runs, key, section.drawn) for key in section.scalars]
         found += [ENDINGS[name](runs) for name in section.endings]
         drawn.append((section, [chart for chart in found if chart is not None]))
-    return [(section, found) for section, found in drawn if found]
+    told = any(run.evaluation.get("channels") or any(line.get("raised") for line in run.lines) for run in runs)
+    return [(section, found) for section, found in drawn if found or (section.own == "latents" and told)]
 
 
 def scalar_chart(runs: Sequence[Run], key: str, phases: Sequence[str] = ("train", "validation")) -> Chart | None:
@@ -107,20 +84,6 @@ def noise_level_chart(runs: Sequence[Run]) -> Chart | None:
         return None
     svg = charts.levels(lines, x_label="t (0: latents, 1: noise)", name="noise-levels")
     return Chart("Loss by noise level", known.unit, svg, keys, f"Loss over t at the end of the run: {'; '.join(told)}")
-
-
-def channel_chart(run: Run, index: int, alone: bool) -> Chart | None:
-    """KL of each latent channel from the final evaluation; None before there is one."""
-    channels = run.evaluation.get("channels") or []
-    if not channels:
-        return None
-    values = [float(channel["kl_nats"]) for channel in channels]
-    active = [bool(channel["active"]) for channel in channels]
-    svg = charts.bars(values, active, colour=index, x_label="latent channel", name=f"channels-{index}")
-    known = quantity("kl_nats")
-    shown = ", ".join(f"{i}: {known.show(v)}{'' if on else ' (inactive)'}" for i, (v, on) in enumerate(zip(values, active, strict=True)))
-    title = f"{sum(active)} of {len(active)} channels active"
-    return Chart(title if alone else f"{run.name}: {title}", known.unit, svg, [], f"KL of each latent channel, nats an image: {shown}")
 
 
 ENDINGS: dict[str, Callable[[Sequence[Run]], Chart | None]] = {"trade-off": trade_off_chart, "noise levels": noise_level_chart}

@@ -84,9 +84,29 @@ def differing(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
 
 
 def incomparable(runs: Sequence[Run]) -> list[str]:
-    """Keys in which these runs of one stage differ, so that their figures do not measure the same."""
+    """What figures of these runs of one stage do not measure the same, a sentence each with the keys in which the runs differ."""
     told = [run.config | {f"latents.{key}": value for key, value in run.latents.items()} for run in runs]
-    return [key for key in runs[0].stage.measures if len({quantities.plain(values.get(key)) for values in told}) > 1]
+    sentences = []
+    for what, keys in runs[0].stage.measures.items():
+        differ = [key for key in keys if len({quantities.plain(values.get(key)) for values in told}) > 1]
+        sentences += [f"{what}: they differ in {', '.join(differ)}."] if differ else []
+    return sentences
+
+
+def fitted_anew(runs: Sequence[Run]) -> str:
+    """Why final NLL and ELBO are not the charts' last, where a scale was fitted at the end; empty where none was."""
+    fitted = [
+        run.name
+        for run in runs
+        if run.config.get("objective.likelihood.scale") == "analytic" and _mean(_final(run), "nll_nats") is not None
+    ]
+    if not fitted:
+        return ""
+    whose = "" if len(runs) == 1 else f" of {', '.join(fitted)}"
+    return (
+        f"The likelihood's scale{whose} was fitted once more at the end of the run, to the exported weights: NLL and ELBO of the headline "
+        "figures are at that scale, those of the charts at the scale of their moment."
+    )
 
 
 def _final(run: Run) -> Mapping[str, Any]:

@@ -10,10 +10,14 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from autoencoder.report import quantities
-from autoencoder.report.curves import Chart, channel_chart, sections
-from autoencoder.report.figures import Figure, Frechet, compared, differing, frechet, headlines, incomparable
+from autoencoder.evaluation_text import gap
+from autoencoder.report import latents, quantities
+from autoencoder.report.alarms import alarms
+from autoencoder.report.charts import Chart
+from autoencoder.report.curves import sections
+from autoencoder.report.figures import Figure, Frechet, compared, differing, fitted_anew, frechet, headlines, incomparable
 from autoencoder.report.gallery import Gallery, galleries
+from autoencoder.report.objective import objective_rows
 from autoencoder.report.quantities import number, quantity
 from autoencoder.report.runs import Run, flatten, read_runs
 from autoencoder.report.stages import AUTOENCODER, STAGES, Section, Stage
@@ -38,6 +42,7 @@ class StageView:
     """One run: its figures are tiles, and nothing is compared."""
     figures: list[tuple[Figure, list[Figure | None]]]
     incomparable: list[str]
+    fitted_anew: str
     differing: list[tuple[str, list[str]]]
     frechet: Frechet | None
     sections: list[tuple[Section, list[Chart]]]
@@ -96,6 +101,7 @@ def _stage_view(runs: Sequence[Run], pictures: Sequence[Gallery], page: Sequence
         alone=alone,
         figures=[] if alone else compared(runs),
         incomparable=[] if alone else incomparable(runs),
+        fitted_anew=fitted_anew(runs),
         differing=[] if alone else differing(runs),
         frechet=frechet(runs),
         sections=sections(runs),
@@ -116,7 +122,11 @@ def _run_view(run: Run, index: int, alone: bool) -> dict[str, Any]:
         "headlines": headlines(run),
         "nonfinite": [line for line in run.lines if line.get("nonfinite")],
         "drawn": _drawn(run),
-        "channels": channel_chart(run, index, alone),
+        "alarms": alarms(run),
+        "objective": objective_rows(run),
+        "carried": latents.figures(run),
+        "charts": latents.drawn(run, index, alone),
+        "gap": gap(run.evaluation["gap"]) if run.evaluation.get("gap") else "",
         "columns": [quantity(key) for key in columns],
         "rows": [(str(photo.get("id")), [quantity(k).show(photo.get(k)) for k in columns]) for photo in photos[:MOST_ROWS]],
         "rows_left_out": max(0, len(photos) - MOST_ROWS),

@@ -29,6 +29,9 @@ class Section:
     """Phases whose lines are drawn."""
     endings: tuple[str, ...] = ()
     """Charts that follow those of the scalars, by their names in `curves.ENDINGS`."""
+    own: Literal["", "bound", "objective", "latents"] = ""
+    """What stands there beside charts: how far the nats compare, the objective's terms, or alarms and what the latents carry at the end of
+    the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +46,9 @@ class Stage:
     """Heading, note and alternative text of the pictures of each validation."""
     grid_figures: tuple[tuple[str, str], ...]
     """(key, words around {}) of the figures of its validation that stand below such a picture."""
-    measures: tuple[str, ...]
-    """Keys of the configuration, or of `latents.json` as `latents.KEY`; runs that differ in one are not measured alike."""
-    incomparable: str
-    """What to say of such runs, up to the keys."""
+    measures: dict[str, tuple[str, ...]]
+    """Keys of the configuration, or of `latents.json` as `latents.KEY`, by what to say of runs that differ in one: they are not measured
+    alike."""
     own: dict[str, Quantity] = field(default_factory=dict)
     """Scalars that mean something else here than elsewhere."""
 
@@ -62,27 +64,43 @@ AUTOENCODER = Stage(
     sections=(
         Section(
             "Evidence lower bound",
-            "ELBO = −NLL − KL at β = 1, in nats an image, whatever is optimised. Training values are means over training crops; validation "
-            "values come from the averaged weights on fixed held-out crops. A start that would flatten the rest runs off its chart.",
-            ("nll_nats", "kl_nats", "elbo_nats"),
+            "Of pixels alone: ELBO = −NLL − KL at β = 1, in nats an image, whatever is optimised. Training values are means over training "
+            "crops; validation values come from the averaged weights on fixed held-out crops. A start that would flatten the rest runs off "
+            "its chart.",
+            ("nll_nats", "kl_nats", "elbo_nats", "bits_per_dim"),
+            own="bound",
+        ),
+        Section(
+            "Auxiliary losses",
+            "In the loss beside the bound and in no ELBO: distances in units of their own, before their weights.",
+            ("perceptual", "adversarial"),
         ),
         Section(
             "What is optimised",
-            "The loss with its weights and auxiliary terms, apart from the bound. Losses of runs with different objectives are not "
-            "comparable.",
-            ("loss", "perceptual", "adversarial", "kl_weight"),
+            "The loss and the weights in it. Effective β is that of the β-VAE with this loss's minimum; at 1 it is the bound itself. "
+            "Losses of runs with different objectives are not comparable.",
+            ("loss", "kl_weight", "effective_beta", "running_kl_nats", "running_rmse", "charged_groups"),
+            own="objective",
         ),
         Section(
             "Reconstruction",
             "Posterior mode, clamped and rounded to 8 bits, mean over held-out crops.",
-            ("psnr_db", "ssim", "lpips"),
+            ("psnr_db", "ssim", "lpips", "sharpness"),
             ("validation",),
             ("trade-off",),
         ),
         Section(
+            "Latents",
+            "A unit is one channel at one site; it is active where the variance of its posterior mean over images exceeds 0.01. A site is "
+            "active where one of its units is, a channel where that variance, averaged over its sites, exceeds 0.01: judged by that "
+            "variance, not by the KL.",
+            ("kl_nats_per_latent", "active_units", "share_near_prior", "shuffled_delta_nats"),
+            own="latents",
+        ),
+        Section(
             "Under the hood",
             "Optimiser, throughput and what the model's parts settle on.",
-            ("lr", "gradient_norm", "images_per_second", "likelihood_scale", "effective_beta", "active_channels"),
+            ("lr", "gradient_norm", "images_per_second", "likelihood_scale", "geometric_mean_scale"),
         ),
     ),
     grids=(
@@ -91,8 +109,17 @@ AUTOENCODER = Stage(
         "Held-out crops above their reconstructions",
     ),
     grid_figures=(("psnr_db", "{} dB"), ("kl_nats", "{} nats")),
-    measures=("data.source", "data.resolution", "data.channels", "data.resize", "objective.likelihood.name", "objective.likelihood.levels"),
-    incomparable="NLL, KL and ELBO of these runs are not in the same nats",
+    measures={
+        "NLL and ELBO of these runs are not in the same nats": (
+            "data.source",
+            "data.resolution",
+            "data.channels",
+            "data.resize",
+            "objective.likelihood.name",
+            "objective.likelihood.levels",
+        ),
+        "KL of these runs is to different priors": ("experimental.prior",),
+    },
 )
 
 DIFFUSION = Stage(
@@ -119,11 +146,12 @@ DIFFUSION = Stage(
         "Samples",
     ),
     grid_figures=(("loss", "loss {}"),),
-    measures=(
-        "latents.encoder_hash", "latents.recipe_hash", "latents.rows", "data.draw", "data.validation_rows",
-        "process.t_mean", "process.t_std", "sampling.evaluate",
-    ),
-    incomparable="Losses and Fréchet distances of these runs are not measured alike",
+    measures={
+        "Losses and Fréchet distances of these runs are not measured alike": (
+            "latents.encoder_hash", "latents.recipe_hash", "latents.rows", "data.draw", "data.validation_rows",
+            "process.t_mean", "process.t_std", "sampling.evaluate",
+        ),
+    },
     own={"loss": Quantity("loss", "Loss", "", 4)},
 )  # fmt: skip
 

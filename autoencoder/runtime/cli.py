@@ -39,11 +39,17 @@ def run(body: Callable[[], int | None]) -> int:
 
 
 def parse(
-    config_class: type[C], argv: list[str] | None, *, prog: str, description: str, stage: str = "autoencoder", positional: str | None = None
+    config_class: type[C],
+    argv: list[str] | None,
+    *,
+    prog: str,
+    description: str,
+    stage: str | None = None,
+    positional: str | None = None,
 ) -> C:
     """The configuration that a command line asks for.
 
-    `stage` is the folder under `configs/` whose files `--config NAME` finds; `positional` names the
+    `stage` is the folder under `configs/` whose files `--config NAME` finds, None for a command that has none; `positional` names the
     `list[str]` setting that bare arguments fill. Raises `UsageError` for whatever cannot be used, and
     `SystemExit(0)` once `--help` or `--print_config` has printed.
     """
@@ -72,7 +78,7 @@ def load_config(config_class: type[C], file: Path) -> C:
     return parse(config_class, ["--config", str(file)], prog="", description="")
 
 
-def _parser(config_class: type, prog: str, description: str, stage: str, positional: str | None) -> ArgumentParser:
+def _parser(config_class: type, prog: str, description: str, stage: str | None, positional: str | None) -> ArgumentParser:
     """jsonargparse's parser of the dataclass: it knows types and writes the help."""
     bare = f" {positional.upper()} ..." if positional else ""
     names = ", ".join(shipped_configs(stage))

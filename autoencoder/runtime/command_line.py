@@ -16,7 +16,7 @@ class CommandLine:
     the next setting that is added.
     """
 
-    def __init__(self, argv: list[str], config_class: type, *, stage: str, positional: str | None) -> None:
+    def __init__(self, argv: list[str], config_class: type, *, stage: str | None, positional: str | None) -> None:
         """Raises `UsageError` for keys that do not exist, values that are missing and files that cannot be read."""
         self.types = settings(config_class)
         self.groups = groups(config_class)
@@ -33,7 +33,7 @@ class CommandLine:
             return error
         return ConfigError(error.key, error.given, f"{error.remedy} (in {self.files[error.key]})")
 
-    def _read(self, rest: list[str], stage: str, positional: str | None) -> None:
+    def _read(self, rest: list[str], stage: str | None, positional: str | None) -> None:
         overrides: dict[str, Any] = {}
         bare: list[str] = []
         while rest:
@@ -44,7 +44,8 @@ class CommandLine:
             elif token == "--print_config":
                 self.print_config = True
             elif key == "config":
-                name = value if equals else _value(key, rest, "the path of a YAML file or a shipped configuration's name")
+                wanted = "the path of a YAML file" + ("" if stage is None else " or a shipped configuration's name")
+                name = value if equals else _value(key, rest, wanted)
                 path = find_config(name, stage)
                 self._merge(read_config(path), path, "")
             else:

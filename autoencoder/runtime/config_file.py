@@ -11,11 +11,14 @@ import yaml
 
 from autoencoder.runtime.errors import UsageError
 
+COMMANDS = {"autoencoder": "train_autoencoder", "latents": "encode_dataset", "diffusion": "train_diffusion"}
+"""Whose configurations a stage's are."""
+
 _PACKAGE = Path(__file__).parents[1]
 
 
-def find_config(given: str, stage: str) -> Path:
-    """The file that `--config given` means: a path, else the name of a configuration shipped for `stage`."""
+def find_config(given: str, stage: str | None) -> Path:
+    """The file that `--config given` means: a path, else the name of a configuration shipped for `stage` (None: none are)."""
     path = Path(given).expanduser()
     if path.is_file():
         return path
@@ -24,13 +27,18 @@ def find_config(given: str, stage: str) -> Path:
         return shipped[given]
     names = f", or one of those that ship: {', '.join(shipped)}" if shipped else ""
     meant = closest(Path(given).stem, shipped)
+    others = [command for other, command in COMMANDS.items() if given in shipped_configs(other)]
     hint = f" (closest: {', '.join(meant)})" if meant else ""
+    if others:
+        hint = f" (the `{given}` that ships is for {', '.join(others)})"
     problem = "a folder" if path.is_dir() else "no such file"
     raise UsageError(f"config: got {given!r}, {problem}; give the path of a YAML file{names}{hint}")
 
 
-def shipped_configs(stage: str) -> dict[str, Path]:
-    """Names and files of the configurations for `stage`: package data in a wheel, `configs/` in a checkout."""
+def shipped_configs(stage: str | None) -> dict[str, Path]:
+    """Names and files of the configurations for `stage`: package data in a wheel, `configs/` in a checkout; none for None."""
+    if stage is None:
+        return {}
     installed = _PACKAGE / "configs"
     folder = installed if installed.is_dir() else _PACKAGE.parent / "configs"
     return {path.stem: path for path in sorted((folder / stage).glob("*.yaml"))}

@@ -2,18 +2,34 @@
 
 import sys
 import time
+from collections.abc import Collection
 from types import TracebackType
 
 from tqdm import tqdm
 
-SHOWN = ("loss", "nll_nats", "kl_nats", "psnr_db", "gradient_norm")
+SHOWN = {
+    "nll_nats": "NLL {}",
+    "kl_nats": "KL {}",
+    "kl_weight": "weight {}",
+    "elbo_nats": "ELBO {}",
+    "bits_per_dim": "{} bits/dim",
+    "perceptual": "perceptual {}",
+    "psnr_db": "{} dB",
+    "loss": "loss {}",
+    "gradient_norm": "gradient {}",
+}
+"""What a line shows, where there is room for it, the first first; in nats an image where no unit stands."""
+SETTINGS = ("kl_weight",)
+"""Those of them that are shown only where they move."""
+COLUMNS = 120
 
 
 class Console:
-    """Progress over `total` images on stderr, from the main process only."""
+    """Progress over `total` images on stderr, from the main process only; of `SETTINGS` it shows those in `moving`."""
 
-    def __init__(self, total: int, *, shown: bool, bar: bool) -> None:
+    def __init__(self, total: int, *, shown: bool, bar: bool, moving: Collection[str] = ()) -> None:
         self.total, self.shown, self.wants_bar = total, shown, bar and shown and sys.stderr.isatty()
+        self._left_out = set(SETTINGS) - set(moving)
         self._bar: tqdm | None = None
         self._start: tuple[float, int] | None = None
 
@@ -44,16 +60,30 @@ class Console:
 
     def line(self, phase: str, images: int, scalars: dict[str, float]) -> None:
         """A log line: beside the bar for training, as text of its own for validation or without a bar."""
-        shown = {k: f"{scalars[k]:.4g}" for k in SHOWN if k in scalars}
+        scalars = {name: value for name, value in scalars.items() if name not in self._left_out}
         if self._bar is not None and phase == "train":
-            self._bar.set_postfix(shown)
+            self._bar.set_postfix_str(_figures(scalars, COLUMNS // 2))
             return
         if self._start is None:
             self._start = time.monotonic(), images
-        text = "  ".join(f"{k} {v}" for k, v in shown.items())
+        head = f"{phase:>10}  {images:>9,} / {self.total:,}  "
         rate = (images - self._start[1]) / max(time.monotonic() - self._start[0], 1e-9)
         left = f"  {rate:.0f} img/s  {duration((self.total - images) / rate)} left" if rate > 0 and phase == "train" else ""
-        self.say(f"{phase:>10}  {images:>9,} / {self.total:,} images  {text}{left}")
+        self.say(head + _figures(scalars, COLUMNS - len(head) - len(left)) + left)
+
+
+def _figures(scalars: dict[str, float], columns: int) -> str:
+    """`NLL 2,410  KL 401  ELBO -2,811  perceptual 0.12 ...`, as many as fit."""
+    text = ""
+    for name, label in SHOWN.items():
+        if name not in scalars or (name == "elbo_nats" and "bits_per_dim" in scalars):
+            continue
+        value = scalars[name]
+        longer = f"{text}  {label.format(f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.4g}')}".strip()
+        if len(longer) > columns:
+            break
+        text = longer
+    return text
 
 
 def duration(seconds: float) -> str:

@@ -14,7 +14,8 @@ class ConfigError(UsageError, ValueError):
 
     def __init__(self, key: str, given: object, remedy: str) -> None:
         self.key, self.given, self.remedy = key, given, remedy
-        super().__init__(f"{key}: got {given!r}; {remedy}")
+        # None is what a setting is that nobody gave.
+        super().__init__(f"{key}: {'not given' if given is None else f'got {given!r}'}; {remedy}")
 
     def under(self, prefix: str) -> "ConfigError":
         """The same refusal with `prefix` before its key."""

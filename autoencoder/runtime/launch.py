@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -34,6 +34,8 @@ class RunConfig(Protocol):
 
     @property
     def out(self) -> str: ...
+    @property
+    def preflight(self) -> bool: ...
     @property
     def optimizer(self) -> OptimizerConfig: ...
     @property
@@ -131,12 +133,19 @@ def launch(config: RunConfig, run: RunFolder | None, build: Build[Any], *, train
             stage.finish(trainer.averaged)
             if run is not None:
                 run.finish({"step": trainer.progress.step, "images": trainer.progress.images})
+            if not config.preflight:
+                trainer.console.say(f"finished: {folder / 'report.html'}{_counted(stage.task.alarms().standing)}")
         else:
             trainer.console.say(f"stopped ({outcome}) at {trainer.progress.images:,} images with a checkpoint; the same command goes on")
     finally:
         if trackers is not None:
             trackers.close()
     return exit_code(outcome)
+
+
+def _counted(alarms: Sequence[str]) -> str:
+    """`; 2 alarms: collapse, idle_channels`; empty where none stands."""
+    return f"; {len(alarms)} alarm{'' if len(alarms) == 1 else 's'}: {', '.join(alarms)}" if alarms else ""
 
 
 def preflight(config: Any, train: Callable[[Any, RunFolder | None], int]) -> int:
@@ -151,7 +160,6 @@ def preflight(config: Any, train: Callable[[Any, RunFolder | None], int]) -> int
         short = dataclasses.replace(
             config,
             out=str(scratch),
-            preflight=False,
             train=dataclasses.replace(config.train, images=min(total, 3 * config.train.batch_size)),
             log=dataclasses.replace(config.log, every_images=config.train.batch_size, trackers=[]),
         )

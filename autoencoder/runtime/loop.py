@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from autoencoder.runtime import checkpoint as checkpoints
+from autoencoder.runtime.alarms import AlarmNews
 from autoencoder.runtime.config import CheckpointConfig, LogConfig, OptimizerConfig, TrainConfig, count
 from autoencoder.runtime.console import Console
 from autoencoder.runtime.device import fast_bf16
@@ -33,10 +34,11 @@ class TrainingBatch(Protocol):
 
 
 class LossTerms(Protocol):
-    """`loss` and each of `named`: (B,)."""
+    """`loss` and each of `named`: (B,), logged. `statistics`: (B, ...), for the task's controllers alone."""
 
     loss: Tensor
     named: dict[str, Tensor]
+    statistics: dict[str, Tensor]
 
 
 M = TypeVar("M", bound=nn.Module)
@@ -48,6 +50,8 @@ class Task(Protocol[M]):
     module: M
     edges: tuple[str, ...]
     """Prefixes of parameter names in first and last layers, which Muon leaves to AdamW."""
+    moving: tuple[str, ...]
+    """Settings among the scalars that move over the run, for the console."""
 
     def loader(self, first_step: int) -> Iterable[tuple[int, list[Any]]]:
         """This process's microbatches of each step from `first_step` on."""
@@ -55,14 +59,20 @@ class Task(Protocol[M]):
     def losses(self, module: nn.Module, batch: Any, images: int) -> LossTerms:
         """Per-image loss and terms of a microbatch; `module` is the prepared network, `images` those seen before."""
 
-    def update(self, means: dict[str, Tensor], found_inf: Tensor) -> None:
-        """Move controllers, once an optimiser step, by the step's global means; not where `found_inf` is 1."""
+    def standing(self, step: int, images: int) -> Iterable[nn.Parameter]:
+        """Parameters that keep their values and their optimiser state in this step, before which `images` were seen."""
+
+    def update(self, means: dict[str, Tensor], images: int, found_inf: Tensor) -> None:
+        """Move controllers, once an optimiser step, by the global means over its `images`; not where `found_inf` is 1."""
 
     def scalars(self, means: dict[str, float], images: int) -> dict[str, float]:
         """What a log line shows beside the means."""
 
     def validate(self, module: M, step: int) -> dict[str, float]:
         """Scalars of a validation; writes pictures. Every process calls it."""
+
+    def alarms(self) -> AlarmNews:
+        """What is wrong, after `scalars` or `validate`: the same in every process."""
 
     def held(self) -> dict[str, checkpoints.HasTensors]:
         """Controllers and other state for the checkpoint."""
@@ -114,7 +124,7 @@ class Trainer(Generic[M]):
         self.meters = Meters(device)
         self.loss_scale = LossScale(device, enabled=accelerator.mixed_precision == "fp16")
         self.prepared: nn.Module = accelerator.prepare(torch.compile(self.module) if train.compile else self.module)
-        self.console = Console(self.total_images, shown=accelerator.is_main_process, bar=log.progress)
+        self.console = Console(self.total_images, shown=accelerator.is_main_process, bar=log.progress, moving=task.moving)
 
     @property
     def averaged(self) -> M:
@@ -161,6 +171,7 @@ class Trainer(Generic[M]):
         # Data-parallel wrappers average gradients over processes; the loss is the mean over the global batch.
         scale = self.accelerator.num_processes / images * self.loss_scale.value
         sums: dict[str, Tensor] = {}
+        logged: list[str] = []
         for i, batch in enumerate(batches):
             batch = batch.to(self.accelerator.device)
             last = i == len(batches) - 1
@@ -168,8 +179,9 @@ class Trainer(Generic[M]):
                 with self.accelerator.autocast():
                     terms = self.task.losses(self.prepared, batch, self.progress.images)
                 ((terms.loss * batch.weight).sum() * scale).backward()
-            for name, value in {"loss": terms.loss.detach(), **terms.named}.items():
-                part = (value * batch.weight).sum()
+            logged = ["loss", *terms.named]
+            for name, value in {"loss": terms.loss.detach(), **terms.named, **terms.statistics}.items():
+                part = (value * batch.weight.view(-1, *[1] * (value.ndim - 1))).sum(0)
                 sums[name] = sums[name] + part if name in sums else part
         means = self._global_means(sums, images)
         parameters = self.optimizers.parameters()
@@ -177,8 +189,10 @@ class Trainer(Generic[M]):
             torch._foreach_div_([p.grad for p in parameters if p.grad is not None], self.loss_scale.value)
         if self.on_gradients is not None:
             self.on_gradients(step, self.module)
+        for parameter in self.task.standing(step, self.progress.images):
+            parameter.grad = None
         means["gradient_norm"] = torch.nn.utils.clip_grad_norm_(parameters, self.optimizer.clip_norm or float("inf"))
-        found_inf = self.meters.add(means, images)
+        found_inf = self.meters.add({name: means[name] for name in (*logged, "gradient_norm")}, images)
 
         factor = learning_rate_factor(self.optimizer, self.progress.images, self.total_images)
         self.optimizers.step(factor, found_inf)
@@ -187,13 +201,15 @@ class Trainer(Generic[M]):
         self.progress = Progress(step + 1, step * self.train.batch_size + images)
         if self.ema is not None:
             self.ema.update(self.progress.images, images, found_inf)
-        self.task.update(means, found_inf)
+        self.task.update(means, images, found_inf)
 
     def _global_means(self, sums: dict[str, Tensor], images: int) -> dict[str, Tensor]:
-        stacked = torch.stack(list(sums.values()))
+        """Sums of any shapes to means over all processes' images, in one exchange."""
+        flat = torch.cat([value.flatten() for value in sums.values()])
         if self.accelerator.num_processes > 1:
-            torch.distributed.all_reduce(stacked)
-        return dict(zip(sums, (stacked / images).unbind(), strict=True))
+            torch.distributed.all_reduce(flat)
+        parts = (flat / images).split([value.numel() for value in sums.values()])
+        return {name: part.view_as(sums[name]) for name, part in zip(sums, parts, strict=True)}
 
     def _due(self, every: int | str | None, before: int) -> bool:
         if every is None:
@@ -229,7 +245,8 @@ class Trainer(Generic[M]):
         self.module.train()
 
     def _write(self, phase: str, scalars: dict[str, float], nonfinite: list[str]) -> None:
-        line = {"step": self.progress.step, "images": self.progress.images, "phase": phase, **scalars}
+        alarms = self.task.alarms()
+        line = {"step": self.progress.step, "images": self.progress.images, "phase": phase, **scalars, **alarms.line()}
         if nonfinite:
             line["nonfinite"] = nonfinite
         if self.metrics is not None:
@@ -237,6 +254,8 @@ class Trainer(Generic[M]):
         if self.trackers is not None:
             self.trackers.log({f"{phase}/{k}": v for k, v in scalars.items()}, step=self.progress.step)
         self.console.line(phase, self.progress.images, scalars)
+        for message in alarms.messages():
+            self.console.say(message)
 
     def _agree(self, logging: bool, stop: str, checkpoint_due: bool) -> str:
         """A reason to write a checkpoint that all processes share: a stop's name, `checkpoint` or none.

@@ -1,0 +1,106 @@
+"""Do the latents matter to the decoder? Images decoded from other images' latents."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from autoencoder.data.batch import Batch
+from autoencoder.data.pixels import to_images
+from autoencoder.likelihood import Likelihood
+
+T = TypeVar("T")
+
+MOST_IMAGES = 64
+"""Images that are decoded once more."""
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """What images cost when each is decoded from another one's latents."""
+
+    nll_nats: float
+    """-log p(x|z) with z of another image, mean nats an image."""
+    delta_nats: float
+    """By how much that exceeds the NLL of the same images from their own latents; near 0 where the decoder ignores its latents."""
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """One image as it is kept until all have been seen."""
+
+    key: int
+    photo: int
+    position: int
+    pixels: Tensor
+    latents: Tensor
+    nll: float
+
+
+class LatentShuffle:
+    """Keeps a few spread images with a posterior sample each, and pairs them anew when all have been seen.
+
+    Which images and which pairs is a function of the positions alone: not of processes, batches or their order. Golden-ratio steps spread
+    the choice evenly over any number of positions (Knuth 1973, sec. 6.4).
+    """
+
+    def __init__(self, most: int = MOST_IMAGES) -> None:
+        self.most = most
+        self._kept: list[_Kept] = []
+
+    def add(self, batch: Batch, latents: Tensor, nll: Tensor) -> None:
+        """A batch with the sample (B, ...) that each image was decoded from, and -log p(x|z) of each, (B,)."""
+        limit = self._kept[-1].key if len(self._kept) == self.most else 2**32
+        keys = (batch.position * 2654435769) % 2**32
+        chosen = [i for i, (key, real) in enumerate(zip(keys.tolist(), (batch.weight > 0).tolist(), strict=True)) if real and key < limit]
+        rows = [
+            _Kept(int(keys[i]), int(batch.photo[i]), int(batch.position[i]), batch.pixels[i].cpu(), latents[i].cpu(), float(nll[i]))
+            for i in chosen
+        ]
+        self._keep(self._kept + rows)
+
+    def _keep(self, rows: list[_Kept]) -> None:
+        self._kept = sorted(rows, key=lambda row: row.key)[: self.most]
+
+    def measure(self, decode: Callable[[Tensor], Tensor], likelihood: Likelihood, device: torch.device, at_once: int) -> Shuffled | None:
+        """The NLL with latents shuffled; None for fewer than two images. Every process calls it and gets the whole.
+
+        Images go by photo, each with the latents of the one as many places on as any photo has crops: another photo's, unless one photo
+        has more than half of them.
+        """
+        self._keep([row for part in _of_all_processes(self._kept) for row in part])
+        images = sorted(self._kept, key=lambda row: (row.photo, row.position))
+        if len(images) < 2:
+            return None
+        photos = [row.photo for row in images]
+        shift = min(max(photos.count(photo) for photo in photos), len(images) // 2)
+        pairs = [(row, images[(i + shift) % len(images)]) for i, row in enumerate(images)]
+        rank, world = _place()
+        mine = range(rank, len(pairs), world)
+        nll: dict[int, float] = {}
+        for start in range(0, len(mine), at_once):
+            share = mine[start : start + at_once]
+            pixels = torch.stack([pairs[i][0].pixels for i in share]).to(device)
+            latents = torch.stack([pairs[i][1].latents for i in share]).to(device)
+            values = -likelihood.log_prob(to_images(pixels), decode(latents))
+            nll |= dict(zip(share, values.tolist(), strict=True))
+        for part in _of_all_processes(nll):
+            nll |= part
+        shuffled = sum(nll[i] for i in range(len(pairs))) / len(pairs)
+        return Shuffled(shuffled, shuffled - sum(row.nll for row in images) / len(images))
+
+
+def _place() -> tuple[int, int]:
+    """This process's number, and how many there are."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def _of_all_processes(mine: T) -> list[T]:
+    parts = [mine] * _place()[1]
+    if len(parts) > 1:
+        torch.distributed.all_gather_object(parts, mine)
+    return parts
