@@ -1,0 +1,145 @@
+"""The bound on CIFAR-10 in bits/dim: one scale for all values against one for each, then the experimental families at equal cost.
+
+`configs/autoencoder/cifar10.yaml` with `likelihood.scale` learned and pixel, and the second with a KL weight of 1 from the start. From the
+weights of the second, the plain VAE and each family train on, each for as many images as the plain one sees in the same time by the costs
+in `FAMILIES`; the families are compared with the plain one image by image, all on the whole test set. One thread. Writes
+benchmarks/results/cifar10-<device>.json and draws docs/images/cifar10.png. A run that `--runs` has already goes on, or is measured as it
+is.
+"""
+
+import argparse
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+CONSTANT = ["--objective.kl.schedule=constant", "--objective.kl.anneal_images=0"]
+SCALES = {
+    "learned": ["--objective.likelihood.scale=learned"],
+    "pixel": [],
+    "pixel, constant weight": [*CONSTANT, "--train.images=200k"],
+}
+FAMILIES: dict[str, tuple[float, list[str]]] = {
+    "plain": (1.0, []),
+    "flow posterior": (1.30, ["--experimental.posterior=flow"]),
+    "mixture prior": (1.10, ["--experimental.prior=mixture"]),
+    "flow prior": (1.25, ["--experimental.prior=flow"]),
+}
+"""CPU time of a training step over the plain VAE's, and what is set."""
+ONWARD = [*CONSTANT, "--optimizer.lr=2e-3", "--optimizer.muon_lr=0.005"]
+BATCH = 16
+MOST_SHOWN = 6.0
+"""Bits/dim at which the chart is cut off."""
+
+
+def folder_name(run: str) -> str:
+    """Where a run lies under `--runs`."""
+    return run.replace(",", "").replace(" ", "-")
+
+
+def command(*argv: str) -> float:
+    """Run a firststage command on one thread; the CPU seconds that it took. Ends the benchmark where it fails."""
+    code = "import sys; from diffusion.command import main; sys.exit(main(sys.argv[1:]))"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", code, *argv], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def train(folder: Path, options: argparse.Namespace, *argv: str) -> None:
+    """A training run with its CPU seconds beside it, unless it is finished."""
+    if (folder / "finished.json").exists():
+        return
+    quiet = ["--log.trackers=[]", "--log.progress=false", "--data.workers=0"]
+    data = [f"--data.source={options.train}", f"--data.validation_source={options.test}"]
+    spent = command("train_autoencoder", "--config=cifar10", *data, *quiet, *argv, "--out", str(folder))
+    note = folder / "cpu_seconds.json"
+    note.write_text(json.dumps(spent + (json.loads(note.read_text()) if note.exists() else 0.0)))
+
+
+def figures(folder: Path, options: argparse.Namespace, against: Path | None = None) -> dict[str, Any]:
+    """What `evaluate_autoencoder` says of the whole test set, and against the run `against`."""
+    out = folder / "test.json"
+    compared = [] if against is None else [f"--compare={against / 'test.json'}"]
+    command("evaluate_autoencoder", f"--model={folder}", f"--data.source={options.test}", "--data.workers=0", f"--out={out}", *compared)
+    report = json.loads(out.read_text())
+    told: dict[str, Any] = {"cpu_seconds": round(json.loads((folder / "cpu_seconds.json").read_text()))}
+    told |= {name: round(report["metrics"][name]["mean"], 4) for name in ("bits_per_dim", "nll_nats", "kl_nats", "elbo_nats", "psnr_db")}
+    told |= {"active_channels": report["active_channels"], "alarms": [alarm["name"] for alarm in report["alarms"]]}
+    if against is not None:
+        difference = report["comparison"]["differences"]["elbo_nats"]
+        told["elbo_gain_nats"] = {k: round(difference[k], 2) for k in ("mean", "standard_error")}
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    told["images"] = lines[-1]["images"]
+    told["validation"] = [[line["images"], round(line["bits_per_dim"], 4)] for line in lines if line["phase"] == "validation"]
+    return told
+
+
+def draw(runs: dict[str, Any], file: Path) -> None:
+    """Bits/dim of 500 test images over training images."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.4), dpi=130, layout="constrained")
+    axes = figure.add_subplot()
+    words = ("one scale for all values", "each value's own scale", "the same, KL weight 1 from the start")
+    for name, told in zip(SCALES, words, strict=True):
+        if name in runs:
+            images, bits = zip(*runs[name]["validation"], strict=True)
+            axes.plot([n / 1000 for n in images], bits, marker="o", markersize=3.5, label=f"{told}: {runs[name]['bits_per_dim']:.2f}")
+    axes.set(xlabel="training images seen, thousands", ylabel="bits/dim, test images", ylim=(None, MOST_SHOWN), xlim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, title="CIFAR-10, beta 1, discretised logistic")
+    figure.savefig(file)
+
+
+def main() -> None:
+    """Measure, write and draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", help="training images: a parquet glob or a folder")
+    parser.add_argument("--test", help="test images, alike")
+    parser.add_argument("--runs", type=Path, help="folder for the runs")
+    parser.add_argument("--onward-images", type=int, default=16_000, help="images that the plain VAE trains on, beside the families")
+    parser.add_argument("--only", nargs="*", choices=[*SCALES, *FAMILIES], help="runs to make; the others stay as the result file has them")
+    options = parser.parse_args()
+    if not (options.train and options.test and options.runs):
+        print("cifar10: left out; give --train, --test and --runs to measure it")
+        return
+
+    import torch
+
+    from autoencoder.runtime.device import describe
+    from autoencoder.runtime.versions import versions
+
+    device = f"{describe(torch.device('cpu')).split(',')[0]}, 1 thread"
+    kind = re.sub(r"\W+", "-", device.lower()).strip("-")
+    file = ROOT / "benchmarks" / "results" / f"cifar10-{kind}.json"
+    result = {"device": device, "versions": versions(), "runs": json.loads(file.read_text())["runs"] if file.exists() else {}}
+    wanted = options.only or [*SCALES, *FAMILIES]
+    for name, setting in SCALES.items():
+        if name in wanted:
+            folder = options.runs / folder_name(name)
+            train(folder, options, *setting)
+            result["runs"][name] = figures(folder, options)
+            file.write_text(json.dumps(result, indent=1) + "\n")
+    for name, (cost, setting) in FAMILIES.items():
+        if name in wanted:
+            folder = options.runs / folder_name(name)
+            images = round(options.onward_images / cost / BATCH) * BATCH
+            start = f"--init_from={options.runs / 'pixel'}"
+            train(folder, options, start, f"--train.images={images}", f"--log.validate_every_images={images}", *ONWARD, *setting)
+            result["runs"][name] = figures(folder, options, None if name == "plain" else options.runs / "plain")
+            file.write_text(json.dumps(result, indent=1) + "\n")
+    draw(result["runs"], ROOT / "docs" / "images" / "cifar10.png")
+    print(f"written to {file.relative_to(ROOT)} and docs/images/cifar10.png")
+
+
+if __name__ == "__main__":
+    main()
