@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--train", help="training images: a parquet glob or a folder")
     parser.add_argument("--test", help="test images, alike")
     parser.add_argument("--runs", type=Path, help="folder for the runs")
-    parser.add_argument("--onward-images", type=int, default=16_000, help="images that the plain VAE trains on, beside the families")
+    parser.add_argument("--onward-images", type=int, default=32_000, help="images that the plain VAE trains on, beside the families")
     parser.add_argument("--only", nargs="*", choices=[*SCALES, *FAMILIES], help="runs to make; the others stay as the result file has them")
     options = parser.parse_args()
     if not (options.train and options.test and options.runs):
