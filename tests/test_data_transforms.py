@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from autoencoder.config import DataConfig
-from autoencoder.data.transforms import train_crop, validation_crop
+from autoencoder.data import transforms
 from autoencoder.runtime.rng import generator
 
 FILTERS = {name: Image.Resampling[name.upper()] for name in ("lanczos", "bicubic", "bilinear", "box")}
@@ -15,6 +15,14 @@ def coordinates(height: int, width: int) -> np.ndarray:
     """An image whose two channels of every pixel say row and column; the third is 16-bit noise."""
     rows, columns = np.mgrid[:height, :width]
     return np.stack([rows, columns, rows * 7 + columns], 2).astype(np.uint16)
+
+
+def train_crop(pixels: np.ndarray, config: DataConfig, rng: np.random.Generator) -> np.ndarray:
+    return transforms.train_crop(pixels, config, rng)[0]
+
+
+def validation_crop(pixels: np.ndarray, config: DataConfig, k: int) -> np.ndarray:
+    return transforms.validation_crop(pixels, config, k)[0]
 
 
 def photo(height: int, width: int, channels: int = 3) -> np.ndarray:

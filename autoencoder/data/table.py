@@ -7,10 +7,11 @@ import datasets
 import pyarrow
 from datasets import ClassLabel, Dataset, Image, Value
 
-from autoencoder.config import DataConfig
 from autoencoder.data.decode import DecodeError, decode_image
 from autoencoder.data.paths import Location
 from autoencoder.data.sources import BadImage, Record, digest
+from autoencoder.data_config import DataConfig
+from autoencoder.pixel_recipe import recipe_of
 from autoencoder.runtime.errors import ConfigError
 
 
@@ -28,7 +29,7 @@ class TableSource:
         self._label = _label_column(table, config.label_column, f"{room}.label_column")
         self.labels, self._classes = _classes(table, self._label)
         self._whole, self._table = table, table.select_columns([self._image] + ([self._label] if self._label else []))
-        self._channels = config.channels
+        self._recipe = recipe_of(config)
 
     def __len__(self) -> int:
         return len(self._table)
@@ -52,12 +53,12 @@ class TableSource:
         if not data:
             raise BadImage(id, "the cell is empty")
         try:
-            pixels = decode_image(data, self._channels)
+            image = decode_image(data, self._recipe)
         except DecodeError as error:
-            raise BadImage(id, str(error)) from error
+            raise BadImage.of(id, error) from error
         value = row[self._label] if self._label else None
         label = -1 if value is None else self._classes[value] if self._classes is not None else int(value)
-        return Record(pixels, label, id)
+        return Record(image.pixels, label, id, image.valid)
 
 
 def open_files(location: Location, source: str, config: DataConfig, key: str) -> TableSource:
