@@ -91,7 +91,9 @@ def _over_white(values: np.ndarray) -> np.ndarray:
 def _without_missing(values: np.ndarray, mark: float | None, recipe: PixelRecipe) -> tuple[np.ndarray, np.ndarray | None]:
     """The values with 0 in missing pixels, and which are valid; Misfit where some are missing that may not be."""
     wanted = mark if recipe.nodata == "file" or recipe.nodata is None else recipe.nodata
-    missing: np.ndarray = np.zeros(values.shape[:2], bool) if wanted is None else _equal(values, wanted).any(2)
+    missing = np.zeros(values.shape[:2], bool)
+    if wanted is not None:
+        missing |= _equal(values, wanted).any(2)
     if values.dtype.kind == "f":
         infinite = ~np.isfinite(values).all(2)
         if recipe.nodata is None and infinite.any():
@@ -110,7 +112,7 @@ def _equal(values: np.ndarray, mark: float) -> np.ndarray:
         equal: np.ndarray = values == mark
         return equal
     with np.errstate(over="ignore", invalid="ignore"):
-        return np.isclose(values, mark, rtol=1e-6, atol=0)
+        return np.isclose(values, mark, rtol=5e-6, atol=0)
 
 
 def _standard(values: np.ndarray, recipe: PixelRecipe) -> np.ndarray:

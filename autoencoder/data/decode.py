@@ -26,7 +26,7 @@ def decode_image(data: Data, recipe: PixelRecipe) -> Decoded:
     plain = recipe.channels in (1, 3) and recipe.bands is None and recipe.nodata is None and not recipe.ranged
     if plain and (pixels := _eight_bit(data, recipe.channels)) is not None:
         return Decoded(pixels, None, pixels.dtype)
-    return select(read_bands(data), recipe)
+    return select(read_bands(data, recipe.channels if recipe.bands is None else None), recipe)
 
 
 def _eight_bit(data: Data, channels: int) -> np.ndarray | None:

@@ -32,19 +32,19 @@ def kind_of(data: Data) -> str:
     return "tiff" if start[:4] in _TIFF else "npy" if start == _NPY else "other"
 
 
-def read_bands(data: Data) -> Bands:
+def read_bands(data: Data, expected: int | None = None) -> Bands:
     """All bands of a file's bytes or path, in its own dtype and upright; DecodeError for broken, truncated and unknown files.
 
-    An array of three axes has its bands in the shorter of the first and the last, in the last if they are equal; so have TIFFs that do not
-    say. Palettes, CMYK and other ways to write colour become red, green and blue. Of several frames the first counts, but TIFF pages
-    of one band and one size are bands.
+    The bands of an array of three axes are the first or the last: the one of `expected` entries, else the shorter, and the last if both or
+    neither tell. So are those of TIFFs that do not say. Palettes, CMYK and other ways to write colour become red, green and blue. Of
+    several frames the first counts, but TIFF pages of one band and one size are bands.
     """
     with reasons():
         match kind_of(data):
             case "npy":
-                return _npy(data)
+                return _npy(data, expected)
             case "tiff":
-                return _tiff(data)
+                return _tiff(data, expected)
             case _:
                 return _pillow(open_upright(data))
 
@@ -84,22 +84,24 @@ def _pillow(image: Image.Image) -> Bands:
     return Bands(values if values.ndim == 3 else values[:, :, None], colour=True, alpha=image.mode in ("LA", "RGBA"))
 
 
-def _npy(data: Data) -> Bands:
+def _npy(data: Data, expected: int | None) -> Bands:
     values = np.load(io.BytesIO(data) if isinstance(data, bytes) else data, allow_pickle=False)
     if values.dtype.kind not in "buif":
         raise DecodeError(f"an array of {values.dtype}; give integers or floating-point numbers")
-    return Bands(np.ascontiguousarray(_bands_last(values).astype(values.dtype.newbyteorder("="), copy=False)))
+    return Bands(np.ascontiguousarray(_bands_last(values, expected).astype(values.dtype.newbyteorder("="), copy=False)))
 
 
-def _bands_last(values: np.ndarray) -> np.ndarray:
+def _bands_last(values: np.ndarray, expected: int | None) -> np.ndarray:
     if values.ndim == 2:
         return values[:, :, None]
     if values.ndim != 3 or 0 in values.shape:
         raise DecodeError(f"an array of shape {values.shape}; give (H, W), (H, W, bands) or (bands, H, W)")
-    return np.moveaxis(values, 0, 2) if values.shape[0] < values.shape[2] else values
+    first, last = values.shape[0], values.shape[2]
+    bands_first = first == expected if (first == expected) != (last == expected) else first < last
+    return np.moveaxis(values, 0, 2) if bands_first else values
 
 
-def _tiff(data: Data) -> Bands:
+def _tiff(data: Data, expected: int | None) -> Bands:
     # It logs what it raises, and what does not concern pixels.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     import tifffile
@@ -121,7 +123,7 @@ def _tiff(data: Data) -> Bands:
         orientation = int(page.tags.valueof(_ORIENTATION, 1))
     # Axes by name: S are the samples of a pixel, C the channels of a microscope.
     named = next((axes.index(name) for name in "SC" if name in axes and len(axes) == 3), None)
-    values = np.moveaxis(values, named, 2) if named is not None and len(shape) == 3 else _bands_last(values)
+    values = np.moveaxis(values, named, 2) if named is not None and len(shape) == 3 else _bands_last(values, expected)
     return Bands(np.ascontiguousarray(_upright(values, orientation)), colour, alpha, nodata)
 
 

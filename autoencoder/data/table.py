@@ -1,11 +1,13 @@
 """Images in tables: parquet, WebDataset and the hub, through `datasets`, which keeps an Arrow copy in its cache."""
 
 import os
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import datasets
 import pyarrow
 from datasets import ClassLabel, Dataset, Image, Value
+from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
 from autoencoder.data.decode import DecodeError, decode_image
 from autoencoder.data.paths import Location
@@ -65,7 +67,11 @@ def open_files(location: Location, source: str, config: DataConfig, key: str) ->
     """The rows of parquet or WebDataset files."""
     names = [os.path.basename(file) for file in location.paths]
     try:
-        table = _load(location.kind, data_files={"train": list(location.paths)}, split="train")
+        table = (
+            _tars(location.paths)
+            if location.kind == "webdataset"
+            else _load("parquet", data_files={"train": list(location.paths)}, split="train")
+        )
     except Exception as error:
         raise ConfigError(key, source, f"cannot be read as {location.kind}: {_reason(error)}; check the files") from error
     return TableSource(table, name=source, fingerprint=digest(names, location.paths), config=config, key=key)
@@ -95,6 +101,20 @@ def _load(name: str, **arguments: Any) -> Dataset:
     # What goes wrong is raised and becomes our one message; `datasets` would log it as well.
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     return datasets.load_dataset(name, **arguments)
+
+
+class _Tars(WebDataset):
+    """WebDataset with .npy members as encoded images beside the others: decoded, they would be kept as nested lists."""
+
+    IMAGE_EXTENSIONS: ClassVar[list[str]] = [*WebDataset.IMAGE_EXTENSIONS, "npy"]
+    DECODERS: ClassVar[dict[str, Any]] = {ending: decode for ending, decode in WebDataset.DECODERS.items() if ending != "npy"}
+
+
+def _tars(files: Sequence[str]) -> Dataset:
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    builder = _Tars(dataset_name="firststage_webdataset", data_files={"train": list(files)})
+    builder.download_and_prepare()
+    return builder.as_dataset(split="train")
 
 
 def _unreachable(name: str, key: str, error: Exception) -> ConfigError:
