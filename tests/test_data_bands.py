@@ -139,10 +139,12 @@ def test_a_pixel_is_missing_where_one_of_the_bands_taken_is() -> None:
         assert decoded.valid is not None
         assert np.argwhere(~decoded.valid).tolist() == [[0, 1], [3, 4]]
         assert np.array_equal(decoded.pixels, np.where(decoded.valid[:, :, None], values[:, :, [2, 5]], 0))
+        assert decoded.nodata == 7
     by_file = decode_image(gdal(values, "7"), PixelRecipe(channels=13, nodata="file"))
     assert np.argwhere(~by_file.valid).tolist() == [[0, 1], [3, 4], [6, 6]]  # type: ignore[operator]
     without_mark = decode_image(npy(values), PixelRecipe(channels=13, nodata="file"))
     assert without_mark.valid is not None and without_mark.valid.all()
+    assert (by_file.nodata, without_mark.nodata) == (7, None)
 
 
 @pytest.mark.parametrize("mark", [-3.4028234663852886e38, -9999.0, 0.1])

@@ -44,6 +44,8 @@ class Decoded:
     """(H, W) bool, false where pixels are missing; None where the recipe lets none be."""
     dtype: np.dtype[Any]
     """The file's own."""
+    nodata: float | None = None
+    """The value that marked missing ones in this file, where there was one."""
 
 
 def select(bands: Bands, recipe: PixelRecipe) -> Decoded:
@@ -55,8 +57,9 @@ def select(bands: Bands, recipe: PixelRecipe) -> Decoded:
     Raises Misfit.
     """
     chosen = _chosen(bands, recipe)
-    values, valid = _without_missing(chosen, bands.nodata, recipe)
-    return Decoded(_standard(values, recipe), valid, bands.values.dtype)
+    mark = bands.nodata if recipe.nodata is None or recipe.nodata == "file" else recipe.nodata
+    values, valid = _without_missing(chosen, mark, recipe)
+    return Decoded(_standard(values, recipe), valid, bands.values.dtype, None if valid is None else mark)
 
 
 def _chosen(bands: Bands, recipe: PixelRecipe) -> np.ndarray:
@@ -90,10 +93,9 @@ def _over_white(values: np.ndarray) -> np.ndarray:
 
 def _without_missing(values: np.ndarray, mark: float | None, recipe: PixelRecipe) -> tuple[np.ndarray, np.ndarray | None]:
     """The values with 0 in missing pixels, and which are valid; Misfit where some are missing that may not be."""
-    wanted = mark if recipe.nodata == "file" or recipe.nodata is None else recipe.nodata
     missing = np.zeros(values.shape[:2], bool)
-    if wanted is not None:
-        missing |= _equal(values, wanted).any(2)
+    if mark is not None:
+        missing |= _equal(values, mark).any(2)
     if values.dtype.kind == "f":
         infinite = ~np.isfinite(values).all(2)
         if recipe.nodata is None and infinite.any():
@@ -101,7 +103,7 @@ def _without_missing(values: np.ndarray, mark: float | None, recipe: PixelRecipe
         missing |= infinite
     if recipe.nodata is None:
         if missing.any():
-            raise Misfit("nodata", f"it marks missing values by {wanted:g} and has some; give data.nodata=file to leave them out")
+            raise Misfit("nodata", f"it marks missing values by {mark:g} and has some; give data.nodata=file to leave them out")
         return values, None
     return np.where(missing[:, :, None], np.zeros((), values.dtype), values), ~missing
 
