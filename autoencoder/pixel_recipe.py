@@ -76,14 +76,14 @@ def recipe_of(data: DataConfig, levels: int = 256) -> PixelRecipe:
     return PixelRecipe(
         channels=data.channels,
         bands=data.bands,
-        low=_each(data.low, data.channels),
-        high=_each(data.high, data.channels),
+        low=each(data.low, data.channels),
+        high=each(data.high, data.channels),
         levels=levels,
-        nodata=data.nodata,
+        nodata=float(data.nodata) if isinstance(data.nodata, (int, float)) else data.nodata,
     )
 
 
-def _each(value: float | Sequence[float] | None, channels: int) -> tuple[float, ...] | None:
+def each(value: float | Sequence[float] | None, channels: int) -> tuple[float, ...] | None:
     """One value for every channel; floats, so that equal ranges are equal in JSON however they were written."""
     if value is None:
         return None

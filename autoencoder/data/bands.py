@@ -93,25 +93,30 @@ def _over_white(values: np.ndarray) -> np.ndarray:
 
 def _without_missing(values: np.ndarray, mark: float | None, recipe: PixelRecipe) -> tuple[np.ndarray, np.ndarray | None]:
     """The values with 0 in missing pixels, and which are valid; Misfit where some are missing that may not be."""
+    missing = find_missing(values, mark)
+    if recipe.nodata is not None:
+        return np.where(missing[:, :, None], np.zeros((), values.dtype), values), ~missing
+    if not missing.any():
+        return values, None
+    what = "holds NaN or infinite values" if mark is None else f"marks missing values by {mark:g} and has some, or NaN"
+    raise Misfit("nodata", f"it {what}; give data.nodata=file to leave them out")
+
+
+def find_missing(values: np.ndarray, mark: float | None) -> np.ndarray:
+    """Where one of the bands (H, W, N) is the mark, or not finite: (H, W) bool."""
     missing = np.zeros(values.shape[:2], bool)
     if mark is not None:
         missing |= _equal(values, mark).any(2)
     if values.dtype.kind == "f":
-        infinite = ~np.isfinite(values).all(2)
-        if recipe.nodata is None and infinite.any():
-            raise Misfit("nodata", "it holds NaN or infinite values; give data.nodata=file to leave them out")
-        missing |= infinite
-    if recipe.nodata is None:
-        if missing.any():
-            raise Misfit("nodata", f"it marks missing values by {mark:g} and has some; give data.nodata=file to leave them out")
-        return values, None
-    return np.where(missing[:, :, None], np.zeros((), values.dtype), values), ~missing
+        missing |= ~np.isfinite(values).all(2)
+    return missing
 
 
 def _equal(values: np.ndarray, mark: float) -> np.ndarray:
     """Whether values are the mark, which decimal text has rounded to 6 digits where they are floating-point."""
     if values.dtype.kind != "f":
-        equal: np.ndarray = values == mark
+        # As an integer: a float would have every value converted.
+        equal: np.ndarray = values == (int(mark) if float(mark).is_integer() else mark)
         return equal
     with np.errstate(over="ignore", invalid="ignore"):
         return np.isclose(values, mark, rtol=5e-6, atol=0)

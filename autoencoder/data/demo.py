@@ -20,7 +20,7 @@ class DemoSource:
     in_memory = True
 
     def __init__(self, split: str, config: DataConfig) -> None:
-        files = [os.path.join(_folder(), name) for name in (TRAIN if split == "train" else VALIDATION)]
+        self._files = files = [os.path.join(_folder(), name) for name in (TRAIN if split == "train" else VALIDATION)]
         for file in files:
             if not os.path.exists(file):
                 raise UsageError(
@@ -41,6 +41,9 @@ class DemoSource:
         if isinstance(image, Misfit):
             raise BadImage.of(self._ids[index], image)
         return Record(image.pixels, self.labels.index(self._ids[index]), self._ids[index], image.valid)
+
+    def encoded(self, index: int) -> tuple[str, str]:
+        return self._files[index], self._ids[index]
 
 
 def _decoded(file: str, config: DataConfig) -> Decoded | Misfit:

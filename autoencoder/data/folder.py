@@ -43,10 +43,13 @@ class FolderSource:
         return len(self._names)
 
     def read(self, index: int) -> Record:
-        name = os.fsdecode(bytes(self._names[index]))
-        id = name.replace(os.sep, "/")
+        path, id = self.encoded(index)
         try:
-            image = decode_image(os.path.join(self._root, name), self._recipe)
+            image = decode_image(path, self._recipe)
         except DecodeError as error:
             raise BadImage.of(id, error) from error
         return Record(image.pixels, int(self._labels[index]), id, image.valid)
+
+    def encoded(self, index: int) -> tuple[str, str]:
+        name = os.fsdecode(bytes(self._names[index]))
+        return os.path.join(self._root, name), name.replace(os.sep, "/")

@@ -110,10 +110,9 @@ def _tiff(data: Data, expected: int | None) -> Bands:
         page, series = file.pages[0], file.series[0]
         assert isinstance(page, tifffile.TiffPage)
         samples = [int(sample) for sample in page.extrasamples]
-        colour = page.photometric in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.MINISBLACK) and page.samplesperpixel - len(
-            samples
-        ) in (1, 3)
         alpha = len(samples) == 1 and samples[0] in _ALPHA
+        of_colour = page.photometric in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.MINISBLACK) and len(samples) == alpha
+        count = page.samplesperpixel
         nodata = _number(page.tags.valueof(_GDAL_NODATA))
         try:
             values = series.asarray()
@@ -124,7 +123,8 @@ def _tiff(data: Data, expected: int | None) -> Bands:
     # Axes by name: S are the samples of a pixel, C the channels of a microscope.
     named = next((axes.index(name) for name in "SC" if name in axes and len(axes) == 3), None)
     values = np.moveaxis(values, named, 2) if named is not None and len(shape) == 3 else _bands_last(values, expected)
-    return Bands(np.ascontiguousarray(_upright(values, orientation)), colour, alpha, nodata)
+    colour = of_colour and values.shape[2] == count and count - alpha in (1, 3)
+    return Bands(np.ascontiguousarray(_upright(values, orientation)), colour, alpha and values.shape[2] == count, nodata)
 
 
 def _tiff_by_pillow(data: Data, page: Any, nodata: float | None, error: Exception) -> Bands:

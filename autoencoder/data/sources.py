@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from autoencoder.data.bands import DecodeError, Misfit
+from autoencoder.data.formats import Data
 from autoencoder.data.order import spread
 from autoencoder.data.paths import VALIDATION_SPLITS, folder_splits, locate
 from autoencoder.data_config import DataConfig
@@ -63,6 +64,14 @@ class Source(Protocol):
         ...
 
 
+class Files(Source, Protocol):
+    """A source whose images can be had encoded."""
+
+    def encoded(self, index: int) -> tuple[Data, str]:
+        """Bytes or path of the image at `index`, and its name within the source; raises BadImage where there are none."""
+        ...
+
+
 class Subset:
     """The images of `source` at `indices`, in that order."""
 
@@ -83,12 +92,13 @@ def open_source(source: str, *, split: str, config: DataConfig, key: str = "data
 
     `split` is one of the source's splits; sources without splits (files, folders that are not split) have one, `train`.
     """
-    found = _open(source, split, config, key)
+    found = open_files(source, split, config, key)
     _check_fit(found, config, key.rpartition(".")[0])
     return found
 
 
-def _open(source: str, split: str, config: DataConfig, key: str) -> Source:
+def open_files(source: str, split: str, config: DataConfig, key: str) -> Files:
+    """Open what `source` names, whatever its images look like."""
     location = locate(source, key)
     if location.kind == "hub":
         from autoencoder.data.table import open_hub
@@ -107,9 +117,9 @@ def _open(source: str, split: str, config: DataConfig, key: str) -> Source:
 
             return FolderSource(location.paths[0], split, config, key)
         case _:
-            from autoencoder.data.table import open_files
+            from autoencoder.data.table import open_tables
 
-            return open_files(location, source, config, key)
+            return open_tables(location, source, config, key)
 
 
 def _check_fit(source: Source, config: DataConfig, room: str) -> None:

@@ -50,10 +50,7 @@ class TableSource:
 
     def read(self, index: int) -> Record:
         row = self._table[int(index)]
-        data, path = _encoded(row[self._image])
-        id = f"{index}:{path}" if path else str(index)
-        if not data:
-            raise BadImage(id, "the cell is empty")
+        data, id = self._data(index, row)
         try:
             image = decode_image(data, self._recipe)
         except DecodeError as error:
@@ -62,8 +59,18 @@ class TableSource:
         label = -1 if value is None else self._classes[value] if self._classes is not None else int(value)
         return Record(image.pixels, label, id, image.valid)
 
+    def encoded(self, index: int) -> tuple[bytes | str, str]:
+        return self._data(index, self._table[int(index)])
 
-def open_files(location: Location, source: str, config: DataConfig, key: str) -> TableSource:
+    def _data(self, index: int, row: dict[str, Any]) -> tuple[bytes | str, str]:
+        data, path = _encoded(row[self._image])
+        id = f"{index}:{path}" if path else str(index)
+        if not data:
+            raise BadImage(id, "the cell is empty")
+        return data, id
+
+
+def open_tables(location: Location, source: str, config: DataConfig, key: str) -> TableSource:
     """The rows of parquet or WebDataset files."""
     names = [os.path.basename(file) for file in location.paths]
     try:
