@@ -73,7 +73,7 @@ def _open_vae(config: TrainDiffusionConfig, frozen: LatentSpace) -> tuple[Autoen
     """The autoencoder that decodes, its recipe and identity, and notes; UsageError where its encoder is not that of the latents."""
     path, key = (config.vae, "vae") if config.vae is not None else (str(Path(config.latents) / "vae"), "latents")
     vae = model.load(path)
-    recipe = artifact.recipe_of(vae, path)
+    recipe = artifact.preprocessing_of(vae, path)
     if int(vae.config["latent_channels"]) != frozen.shape[0]:
         raise ConfigError(key, path, f"it has {vae.config['latent_channels']} latent channels, the latents {frozen.shape[0]}")
     found = identity(vae, recipe["pixels"])
