@@ -1,6 +1,7 @@
 """What an inspection found, as text, and the settings that take it."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,8 @@ def suggest(found: Inspection, config: "InspectConfig") -> Suggestion:
     if config.nodata is None and share > 0.005 and not (kind.colour and ends is None):
         notes.append(f"{share:.1%} of pixels are 0 in every band; if that means missing, inspect again with --nodata 0")
     others = [other for other in found.kinds[1:] if not _fits(other, data)]
-    notes += [f"{other.images:,} images of {_what(other)} do not fit these settings and will count as bad" for other in others]
+    if others:
+        notes.append(f"{sum(other.images for other in others):,} images do not fit these settings and will count as bad: {_list(others)}")
     full = {"u1": 256, "b1": 256, "f2": 0, "f4": 0, "f8": 0}.get(kind.dtype.str[1:], 65536)
     recipe = PixelRecipe(channels=channels, low=each(data.get("low"), channels), high=each(data.get("high"), channels))
     levels = full if ends is None else 0 if kind.dtype.kind == "f" else recipe.steps
@@ -109,8 +111,9 @@ def told(suggestion: Suggestion, found: Inspection, config: "InspectConfig") -> 
     settings: dict[str, Any] = {"data": suggestion.data}
     notes = list(suggestion.notes)
     if suggestion.levels == 0:
-        reason = "continuous values" if found.kinds[0].dtype.kind == "f" else "ranges that differ from band to band"
-        notes.append(f"{reason}: a likelihood over levels (discretized_*) cannot be used; --range common gives integers one")
+        continuous = "continuous values: a likelihood over levels (discretized_*) cannot be used"
+        differing = "bands of unlike ranges: a likelihood over levels (discretized_*) cannot be used; --range common lets it"
+        notes.append(continuous if found.kinds[0].dtype.kind == "f" else differing)
     elif suggestion.levels != 256:
         settings["objective"] = {"likelihood": {"levels": suggestion.levels}}
     kind = found.kinds[0]
@@ -122,7 +125,7 @@ def table(found: Inspection, config: "InspectConfig") -> str:
     """Counts, sizes, and a line for each band."""
     kind = found.kinds[0]
     lines = [f"source   {found.name}: {found.images:,} images, {found.read:,} of them read"]
-    lines += [f"{'images' if other is kind else 'besides':8} {other.images:,} of {_what(other)}" for other in found.kinds]
+    lines.append(f"images   {kind.images:,} of {_what(kind)}" + (f"; besides {_list(found.kinds[1:])}" if found.kinds[1:] else ""))
     heights, widths = np.array(kind.sizes).T
     shorter = np.minimum(heights, widths)
     smallest, largest = (f"{widths[k]} x {heights[k]}" for k in ((heights * widths).argmin(), (heights * widths).argmax()))
@@ -146,6 +149,11 @@ def table(found: Inspection, config: "InspectConfig") -> str:
         lines += ["", f"{len(found.bad):,} bad images:", *(f"  {id}: {reason}" for id, reason in found.bad[:SHOWN])]
         lines += [f"  and {len(found.bad) - SHOWN:,} more"] if len(found.bad) > SHOWN else []
     return "\n".join(lines)
+
+
+def _list(kinds: Sequence[Kind]) -> str:
+    shown = ", ".join(f"{kind.images:,} of {_what(kind)}" for kind in kinds[:4])
+    return shown if len(kinds) <= 4 else f"{shown}, and {sum(kind.images for kind in kinds[4:]):,} others"
 
 
 def _what(kind: Kind) -> str:
