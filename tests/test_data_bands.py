@@ -2,7 +2,9 @@
 
 import io
 import pathlib
+import struct
 import tarfile
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -108,6 +110,43 @@ def test_opacity_is_a_band_where_four_are_taken_and_a_coat_of_white_where_three_
     coated = decode_image(tiff(deep), PixelRecipe(channels=3)).pixels
     opacity = deep[:, :, 3:] / 65535
     assert np.abs(coated - (deep[:, :, :3] * opacity + 65535 * (1 - opacity))).max() <= 0.5
+
+
+def deep_png(values: np.ndarray, filters: np.ndarray) -> bytes:
+    """PNG's forward filters as section 9.2 of its specification writes them, byte by byte."""
+    height, width, samples = values.shape
+    rows = values.astype(">u2").view(np.uint8).reshape(height, -1).astype(int)
+    step, filtered = 2 * samples, b""
+    for y, kind in enumerate(filters.tolist()):
+        above = rows[y - 1] if y else np.zeros_like(rows[0])
+        line = []
+        for x in range(rows.shape[1]):
+            a, b, c = (rows[y, x - step] if x >= step else 0), above[x], (above[x - step] if x >= step else 0)
+            nearest = min((a, b, c), key=lambda value: abs(a + b - c - value))
+            line.append((rows[y, x] - (0, a, b, (a + b) // 2, nearest)[kind]) % 256)
+        filtered += bytes([kind, *line])
+    header = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 2: 4, 4: 6}[samples], 0, 0, 0)
+    packed = zlib.compress(filtered)
+    parts = {b"IHDR": header, b"IDAT": packed[:100], b"IDAT ": packed[100:], b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + kind[:4] + content + struct.pack(">I", zlib.crc32(kind[:4] + content))
+        for kind, content in parts.items()
+    )
+
+
+@pytest.mark.parametrize("samples", [2, 3, 4])
+def test_deep_colour_pngs_keep_every_bit_of_which_pillow_gives_the_upper_eight(samples: int) -> None:
+    smooth = np.add.outer(np.arange(31) * 900, np.arange(23) * 1300)[:, :, None] + RNG.integers(0, 4000, (31, 23, samples))
+    values = np.where(smooth > 40000, BANDS.max(), smooth).astype(np.uint16)
+    data = deep_png(values, np.arange(31) % 5)
+    assert np.array_equal(decode_image(data, PixelRecipe(channels=samples)).pixels, values)
+    with Image.open(io.BytesIO(data)) as image:
+        upper = np.asarray(image)
+    if samples != 2:
+        assert np.array_equal(upper, values >> 8)
+    for broken in (data[:-200], data[:41] + b"\0" + data[42:]):
+        with pytest.raises(DecodeError):
+            decode_image(broken, PixelRecipe(channels=samples))
 
 
 def test_sixteen_bit_colour_tiffs_keep_every_bit_and_their_luma_is_that_of_itu_r_601() -> None:

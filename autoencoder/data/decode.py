@@ -32,7 +32,7 @@ def decode_image(data: Data, recipe: PixelRecipe) -> Decoded:
 def _eight_bit(data: Data, channels: int) -> np.ndarray | None:
     """Grey or colour by Pillow's own conversions; None for what is not 8-bit, or no image to Pillow."""
     with reasons():
-        if kind_of(data) == "npy":
+        if kind_of(data) in ("npy", "deep png"):
             return None
         try:
             image = open_upright(data)

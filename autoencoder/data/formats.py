@@ -1,16 +1,18 @@
-"""Image files to the bands that stand in them: TIFF, .npy, and what Pillow reads."""
+"""Image files to the bands that stand in them: TIFF, .npy, PNG of deep colour, and what Pillow reads."""
 
 import io
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from autoencoder.data.bands import Bands, DecodeError
+from autoencoder.data.deep_png import HEADER, is_deep_png, read_deep_png
 
 Data = bytes | str | os.PathLike[str]
 
@@ -23,13 +25,15 @@ _ALPHA = (1, 2)
 
 
 def kind_of(data: Data) -> str:
-    """`tiff`, `npy`, or `other`, by the file's first bytes; OSError where it cannot be read."""
+    """`tiff`, `npy`, `deep png` or `other`, by the file's first bytes; OSError where it cannot be read."""
     if isinstance(data, bytes):
-        start = data[:6]
+        start = data[:HEADER]
     else:
         with open(data, "rb") as file:
-            start = file.read(6)
-    return "tiff" if start[:4] in _TIFF else "npy" if start == _NPY else "other"
+            start = file.read(HEADER)
+    if start[:4] in _TIFF:
+        return "tiff"
+    return "npy" if start.startswith(_NPY) else "deep png" if is_deep_png(start) else "other"
 
 
 def read_bands(data: Data, expected: int | None = None) -> Bands:
@@ -45,6 +49,8 @@ def read_bands(data: Data, expected: int | None = None) -> Bands:
                 return _npy(data, expected)
             case "tiff":
                 return _tiff(data, expected)
+            case "deep png":
+                return _deep_png(data)
             case _:
                 return _pillow(open_upright(data))
 
@@ -82,6 +88,14 @@ def _pillow(image: Image.Image) -> Bands:
         image = image.convert({"La": "LA", "RGBa": "RGBA"}.get(image.mode, "RGB"))
     values = np.asarray(image)
     return Bands(values if values.ndim == 3 else values[:, :, None], colour=True, alpha=image.mode in ("LA", "RGBA"))
+
+
+def _deep_png(data: Data) -> Bands:
+    whole = data if isinstance(data, bytes) else Path(data).read_bytes()
+    with Image.open(io.BytesIO(whole)) as image:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    values = read_deep_png(whole)
+    return Bands(np.ascontiguousarray(_upright(values, orientation)), colour=True, alpha=values.shape[2] in (2, 4))
 
 
 def _npy(data: Data, expected: int | None) -> Bands:
