@@ -28,7 +28,7 @@ UNITS = {
     "elbo_nats": "nats per image",
     "bits_per_dim": "bits per dimension",
     "kl_nats_per_latent": "nats per latent value",
-    "psnr_db": "dB",
+    "psnr_db": "dB",  # of 8-bit pixels
     "ssim": "1",
     "lpips": "1",
     "sharpness": "share of the image's edge energy",
@@ -38,6 +38,10 @@ UNITS = {
     "mean_squared_error": "of images in [-1, 1]",
     "valid_share": "share of pixels",
 }
+
+
+PSNR_OF_RANGE = "dB, the peak of each band its high - low"
+"""Unit of the PSNR of other images than 8-bit ones."""
 
 
 class Family(Protocol):
@@ -63,6 +67,8 @@ class Evaluation:
     """The NLL with latents shuffled between images, where there is a likelihood and more than one image."""
     bad: dict[str, str]
     """Images that could not be read, with the reason."""
+    eight_bit: bool
+    """Whether quality is of 8-bit pixels, or of values on the recipe's range."""
 
     def scalars(self) -> dict[str, float]:
         """Mean of every value over the crops, and what the latents carry: what a log line shows."""
@@ -88,7 +94,8 @@ class Evaluation:
             low, high = bootstrap_interval(value, groups=self.photos, seed=seed)
             spread = of_images[name].std().item() if len(crops) > 1 else math.nan
             figures = {"mean": value.mean().item(), "low": low, "high": high, "spread": spread}
-            metrics[name] = {**_finite(figures), "unit": UNITS[name]}
+            unit = PSNR_OF_RANGE if name == "psnr_db" and not self.eight_bit else UNITS[name]
+            metrics[name] = {**_finite(figures), "unit": unit}
         photos = [
             {"id": names[i], "crops": int(crops[i]), **_finite({k: v[i].item() for k, v in of_images.items()})} for i in range(len(crops))
         ]
@@ -184,7 +191,7 @@ def evaluate(
             rows.setdefault(name, []).append(value.double().cpu()[real])
         photos.append(loaded.photo[real])
         ids += [i for i, r in zip(loaded.ids, real.tolist(), strict=True) if r]
-    evaluation = _gather({k: torch.cat(v) for k, v in rows.items()}, torch.cat(photos), ids, statistics, bad)
+    evaluation = _gather({k: torch.cat(v) for k, v in rows.items()}, torch.cat(photos), ids, statistics, bad, recipe)
     if likelihood is not None:
         at_once = decoded_at_once(loaded.pixels.shape[-1])
         evaluation.shuffled = shuffle.measure(lambda latents: decode_parameters(vae, latents), likelihood, device, at_once)
@@ -205,7 +212,9 @@ def _check_levels(likelihood: Likelihood, levels: int, id: str) -> None:
         )
 
 
-def _gather(values: dict[str, Tensor], photos: Tensor, ids: list[str], statistics: LatentStatistics, bad: dict[str, str]) -> Evaluation:
+def _gather(
+    values: dict[str, Tensor], photos: Tensor, ids: list[str], statistics: LatentStatistics, bad: dict[str, str], recipe: PixelRecipe
+) -> Evaluation:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         parts: list[Any] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(parts, (values, photos, ids, statistics.sums, bad))
@@ -218,4 +227,4 @@ def _gather(values: dict[str, Tensor], photos: Tensor, ids: list[str], statistic
             statistics.merge(part[3])
     if not ids:
         raise UsageError(f"none of the images to measure on can be read: {'; '.join(f'{k}: {v}' for k, v in list(bad.items())[:3])}")
-    return Evaluation(values, photos, ids, statistics, None, bad)
+    return Evaluation(values, photos, ids, statistics, None, bad, recipe.eight_bit)

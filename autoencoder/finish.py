@@ -35,6 +35,8 @@ CALIBRATION_IMAGES = 2048
 """Training crops on which the exported weights' likelihood scale and latent scale are measured."""
 PHOTOS = 3
 """Whole held-out images that are drawn."""
+TILE = 1024
+"""Side of the tiles that larger ones go through in."""
 
 
 @torch.no_grad()
@@ -120,7 +122,7 @@ def finish(task: AutoencoderTask, module: Autoencoder, config: TrainAutoencoderC
         name = Path(record.id).with_suffix("").as_posix().replace("/", "-")
         mode = DiagonalGaussian.mode if family is None else family.mode
         whole = Whole.of(record.pixels, record.valid, task.recipe, device)
-        reconstruction = reconstruct(vae, whole.images, mode=mode)
+        reconstruction = reconstruct(vae, whole.images, tile=TILE, mode=mode)
         save_picture(whole, reconstruction, folder / "images" / f"photo-{name}.png", preview=Preview.of(config.data))
     write_report([folder], folder / "report.html")
 

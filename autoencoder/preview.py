@@ -57,6 +57,10 @@ class Preview:
             pictures.append((pixels if valid is None else pixels.where(valid.to(pixels.device), GAP)).cpu())
         return pictures
 
+    def each(self, images: Tensor) -> Tensor:
+        """Pictures of images (N, C, H, W) that have no originals, each stretched by itself: whatever others it is among."""
+        return torch.cat([self.pixels(image[None])[0] for image in images])
+
 
 def _ends(images: Tensor, valid: Tensor | None, percentiles: tuple[float, float]) -> tuple[Tensor, Tensor]:
     """Low and high of each channel (C,), at least `LEAST_SPAN` apart."""

@@ -14,6 +14,7 @@ from autoencoder.identity import Identity, check_identity, identity
 from autoencoder.latents.opened import open_latents
 from autoencoder.latents.reader import Latents
 from autoencoder.model import AutoencoderKL
+from autoencoder.preview import Preview
 from autoencoder.runtime import launch
 from autoencoder.runtime.config import count
 from autoencoder.runtime.errors import ConfigError, UsageError
@@ -57,7 +58,7 @@ def train(config: TrainDiffusionConfig, run: RunFolder | None, *, trainer_option
         if starts and accelerator.is_main_process:
             frozen.save(folder)
         training, validation = data.TrainRows(latents, rows, frozen, config), data.ValidationRows(latents, held_out, frozen, config)
-        task = DiffusionTask(config, module, frozen, training, validation, vae, accelerator, folder, notes)
+        task = DiffusionTask(config, module, frozen, training, validation, vae, accelerator, folder, notes, Preview.from_json(recipe))
         introduction = _introduction(config, latents, frozen, len(rows), len(held_out))
         return launch.Stage(task, introduction, lambda averaged: finish(task, averaged, recipe, found, task.notes))
 

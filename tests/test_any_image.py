@@ -167,8 +167,8 @@ def test_missing_pixels_count_in_no_figure(pair: tuple[Tensor, Tensor], eight_bi
     torch.testing.assert_close(sharpness(images, reconstruction, valid), sharpness(images[LEFT], reconstruction[LEFT]))
     other = reconstruction.where(valid, -0.3)
     for measure in (psnr, ssim):
-        options = {"eight_bit": eight_bit, "valid": valid}
-        assert torch.equal(measure(images, reconstruction, **options), measure(images, other, **options))
+        first, second = (measure(images, made, eight_bit=eight_bit, valid=valid) for made in (reconstruction, other))
+        assert torch.equal(first, second)
 
 
 def test_ssim_without_missing_pixels_is_that_of_the_library(pair: tuple[Tensor, Tensor]) -> None:

@@ -81,6 +81,7 @@ def test_the_run_states_its_recipe_and_logs_what_was_missing(run: Path) -> None:
     report = json.loads((run / "evaluation.json").read_text())
     assert report["provenance"]["pixels"] == RECIPE
     assert "high - low" in report["provenance"]["quality"]
+    assert "high - low" in report["metrics"]["psnr_db"]["unit"]
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert all(0.6 < line["valid_share"] < 1 for line in lines)
     # 10,001 levels are 13.3 bits; an untrained network's bound lies near them.
@@ -141,7 +142,7 @@ def test_an_exported_checkpoint_gives_source_values_back(run: Path, source: Path
         assert np.abs(found[valid] - source_values(vae, images)[valid]).max(initial=0) <= 0.51
         assert Image.open(tmp_path / "out" / f"{seed:02d}.png").mode == "RGB"
     with tifffile.TiffFile(tmp_path / "out" / "00.tif") as file:
-        assert file.pages[0].tags[42113].value == str(NODATA)
+        assert file.pages.first.tags.valueof(42113) == str(NODATA)
 
 
 def test_images_that_do_not_fit_the_model_are_refused_in_one_message(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,8 +62,7 @@ def decode_latents(config: ReconstructConfig, path: Path, model: str) -> None:
     batch = decoded_at_once(max(chosen.mean.shape[2:]) * downsampling(vae))
     for start in range(0, len(chosen.ids), batch):
         decoded = decode(vae, chosen.mean[start : start + batch].to(device))
-        for row, image in enumerate(decoded, start):
-            (picture,) = preview.pixels(image[None])[0]
+        for row, picture in enumerate(preview.each(decoded), start):
             channels_last = picture.permute(1, 2, 0).numpy()
             Image.fromarray(channels_last[:, :, 0] if len(picture) == 1 else channels_last).save(out / f"{chosen.ids[row]:08d}.png")
             if row in pictured:
