@@ -129,9 +129,9 @@ def test_bad_and_unlike_images_are_listed(tmp_path: Path, capsys: pytest.Capture
     assert main(["--source", source]) == 0
     shown = capsys.readouterr().out
     assert "6 images, 6 of them read" in shown
-    assert "1 bad images:\n  broken.png: not an image of a known format" in shown
+    assert "bad images: 1\n  broken.png: not an image of a known format" in shown
     assert "images   4 of 13 bands of uint16; besides 1 of 4 bands of uint16" in shown
-    assert "# 1 images do not fit these settings and will count as bad: 1 of 4 bands of uint16" in shown
+    assert "# images that do not fit these settings, and will count as bad: 1 of 4 bands of uint16" in shown
 
 
 def test_colour_is_told_from_bands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -129,7 +129,7 @@ def _tiff(data: Data, expected: int | None) -> Bands:
         count = page.samplesperpixel
         nodata = _number(page.tags.valueof(_GDAL_NODATA))
         try:
-            values = series.asarray()
+            values = series.asarray(maxworkers=1)
         except (ValueError, KeyError) as error:
             return _tiff_by_pillow(data, page, nodata, error)
         shape, axes = values.shape, series.axes

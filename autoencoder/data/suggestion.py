@@ -67,7 +67,7 @@ def suggest(found: Inspection, config: "InspectConfig") -> Suggestion:
         notes.append(f"{share:.1%} of pixels are 0 in every band; if that means missing, inspect again with --nodata 0")
     others = [other for other in found.kinds[1:] if not _fits(other, data)]
     if others:
-        notes.append(f"{sum(other.images for other in others):,} images do not fit these settings and will count as bad: {_list(others)}")
+        notes.append(f"images that do not fit these settings, and will count as bad: {_list(others)}")
     full = {"u1": 256, "b1": 256, "f2": 0, "f4": 0, "f8": 0}.get(kind.dtype.str[1:], 65536)
     recipe = PixelRecipe(channels=channels, low=each(data.get("low"), channels), high=each(data.get("high"), channels))
     levels = full if ends is None else 0 if kind.dtype.kind == "f" else recipe.steps
@@ -146,7 +146,7 @@ def table(found: Inspection, config: "InspectConfig") -> str:
         kept = sum(len(values) for values in kind.bands[0].kept)
         lines.append(f"(percentiles of {kept:,} random pixels; all else of {kind.bands[0].count:,})")
     if found.bad:
-        lines += ["", f"{len(found.bad):,} bad images:", *(f"  {id}: {reason}" for id, reason in found.bad[:SHOWN])]
+        lines += ["", f"bad images: {len(found.bad):,}", *(f"  {id}: {reason}" for id, reason in found.bad[:SHOWN])]
         lines += [f"  and {len(found.bad) - SHOWN:,} more"] if len(found.bad) > SHOWN else []
     return "\n".join(lines)
 
