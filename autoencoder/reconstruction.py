@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -99,7 +100,9 @@ def save_values(whole: Whole, reconstruction: Tensor, path: Path, dtype: np.dtyp
         values[~whole.valid[0, 0].cpu().numpy()] = nodata if nodata is not None else 0 if np.issubdtype(dtype, np.integer) else np.nan
     marked = [(GDAL_NODATA, "s", 0, f"{nodata:g}", True)] if nodata is not None else []
     path.parent.mkdir(parents=True, exist_ok=True)
-    tifffile.imwrite(path, values.astype(dtype), photometric="minisblack", planarconfig="contig", extratags=marked, metadata=None)
+    layout: dict[str, Any] = {"planarconfig": "contig"} if values.shape[2] > 1 else {}
+    written = values.astype(dtype) if layout else values[:, :, 0].astype(dtype)
+    tifffile.imwrite(path, written, photometric="minisblack", extratags=marked, metadata=None, **layout)
 
 
 GDAL_NODATA = 42113

@@ -190,6 +190,28 @@ def test_levels_must_be_those_of_the_range(source: Path, tmp_path: Path, capsys:
     assert "objective.likelihood.levels: got 65536; these images have 10001 levels; give 10001" in capsys.readouterr().err
 
 
+def test_grey_of_16_bits_comes_back_in_16_bits_on_its_own_range(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        smooth = rng.integers(0, 65536, (2, 2)).astype(np.float32).repeat(12, 0).repeat(12, 1)
+        Image.fromarray(smooth.astype(np.uint16)).save(tmp_path / "images" / f"{i}.png")
+    levels = ["--objective.likelihood.name=discretized_logistic", "--objective.likelihood.levels=65536"]
+    argv = [*SMALL, *levels, "--train.images=16", f"--data.source={tmp_path / 'images'}", "--data.channels=1"]
+    assert train.main([*argv, "--out", str(tmp_path / "run")]) == 0
+    image = tmp_path / "images" / "3.png"
+    assert reconstruct.main(["--model", str(tmp_path / "run"), "--input", str(image), "--out", str(tmp_path / "out")]) == 0
+    found = tifffile.imread(tmp_path / "out" / "3.tif")
+    assert (found.dtype, found.shape) == (np.uint16, (24, 24))
+    (tmp_path / "one").mkdir()
+    image.rename(tmp_path / "one" / "3.png")
+    argv = ["--model", str(tmp_path / "run"), f"--data.source={tmp_path / 'one'}", "--data.resolution=24"]
+    assert evaluate.main([*argv, "--out", str(tmp_path / "F.json")]) == 0
+    report = json.loads((tmp_path / "F.json").read_text())
+    error = found.astype(np.float64) - np.asarray(Image.open(tmp_path / "one" / "3.png"))
+    assert report["metrics"]["psnr_db"]["mean"] == pytest.approx(10 * np.log10(65535**2 / np.mean(error**2)), abs=1e-3)
+
+
 def test_four_channels_keep_their_opacity(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     rng = np.random.default_rng(0)
