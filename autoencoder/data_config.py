@@ -102,6 +102,8 @@ class DataConfig:
                 low < high for low, high in zip(lows * (self.channels // len(lows)), highs * (self.channels // len(highs)), strict=True)
             )
             require(ordered, "high", self.high, f"give values above data.low={self.low}")
+            alike = len(set(lows)) == len(set(highs)) == 1
+            require(alike or not self.shuffle_channels, "shuffle_channels", True, "give one data.low and data.high for all channels")
         finite = not isinstance(self.nodata, float) or math.isfinite(self.nodata)
         require(finite, "nodata", self.nodata, "give `file`: NaN and infinities are missing beside it")
         shown = self.preview

@@ -308,6 +308,7 @@ def test_a_source_of_other_images_is_refused_at_once_and_an_odd_one_among_them_i
         ({"low": (0.0, 1.0, 2.0), "high": 2.0}, "high"),
         ({"low": (0.0, 1.0), "high": 2.0}, "low"),
         ({"low": 0.0, "high": float("inf")}, "high"),
+        ({"low": (0.0, 1.0, 2.0), "high": 5.0, "shuffle_channels": True}, "shuffle_channels"),
         ({"nodata": float("nan")}, "nodata"),
         ({"preview": (0, 1)}, "preview"),
         ({"preview": (3,)}, "preview"),

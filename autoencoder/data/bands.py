@@ -98,7 +98,8 @@ def _without_missing(values: np.ndarray, mark: float | None, recipe: PixelRecipe
         return np.where(missing[:, :, None], np.zeros((), values.dtype), values), ~missing
     if not missing.any():
         return values, None
-    what = "holds NaN or infinite values" if mark is None else f"marks missing values by {mark:g} and has some, or NaN"
+    marked = mark is not None and bool(_equal(values, mark).any())
+    what = f"marks missing values by {mark:g} and has some" if marked else "holds NaN or infinite values"
     raise Misfit("nodata", f"it {what}; give data.nodata=file to leave them out")
 
 

@@ -16,6 +16,10 @@ from autoencoder.data.deep_png import HEADER, is_deep_png, read_deep_png
 
 Data = bytes | str | os.PathLike[str]
 
+# They log what they raise, and what does not concern pixels.
+for _library in ("tifffile", "PIL.TiffImagePlugin"):
+    logging.getLogger(_library).setLevel(logging.CRITICAL)
+
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _NPY = b"\x93NUMPY"
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
@@ -116,8 +120,6 @@ def _bands_last(values: np.ndarray, expected: int | None) -> np.ndarray:
 
 
 def _tiff(data: Data, expected: int | None) -> Bands:
-    # It logs what it raises, and what does not concern pixels.
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(data) if isinstance(data, bytes) else data) as file:
