@@ -14,6 +14,8 @@ from autoencoder.identity import decoder_hash, encoder_hash
 from autoencoder.likelihood import Likelihood, LocationScale, PixelScale, build_likelihood
 from autoencoder.model import CONV_OUT, AutoencoderKL, add_scale_rows, build, is_widened, load, narrow, scale_rows, widen
 from autoencoder.model_path import folder_of
+from autoencoder.pixel_recipe import PixelRecipe, recipe_of
+from autoencoder.preview import Preview
 from autoencoder.runtime.checkpoint import STATE
 from autoencoder.runtime.cli import load_config
 from autoencoder.runtime.errors import UsageError
@@ -23,15 +25,11 @@ LIKELIHOOD = "likelihood.safetensors"
 PREPROCESSING = "preprocessing.json"
 
 
-def pixel_recipe(data: DataConfig, levels: int) -> dict[str, Any]:
-    """What turns an image file's pixels into what the encoder sees."""
-    return {"range": [-1.0, 1.0], "levels": levels, "channels": data.channels}
-
-
 def preprocessing(data: DataConfig, levels: int) -> dict[str, Any]:
-    """The pixel recipe, and the crops that the autoencoder was trained and validated on."""
+    """The pixel recipe, the crops that the autoencoder was trained and validated on and, where chosen, how pictures show them."""
     crops = {k: getattr(data, k) for k in ("resolution", "resize", "filter", "validation_grid")}
-    return {"pixels": pixel_recipe(data, levels), "crops": crops}
+    shown = Preview.of(data).to_json()
+    return {"pixels": recipe_of(data, levels).to_json(), "crops": crops, **({"preview": shown} if shown else {})}
 
 
 def save_autoencoder(
@@ -110,11 +108,26 @@ def load_preprocessing(folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def recipe_of(vae: AutoencoderKL, path: str, subfolder: str | None = None) -> dict[str, Any]:
-    """The recipe of the autoencoder that `path` names; for one that has none beside it, 8-bit pixels to [-1, 1]."""
+def preprocessing_of(vae: AutoencoderKL, path: str, subfolder: str | None = None) -> dict[str, Any]:
+    """What is beside the autoencoder that `path` names; for one that has nothing, 8-bit pixels to [-1, 1]."""
     folder = folder_of(path, subfolder)
-    found = None if folder is None else load_preprocessing(folder)
-    return found or {"pixels": {"range": [-1.0, 1.0], "levels": 256, "channels": int(vae.config["in_channels"])}}
+    return (None if folder is None else load_preprocessing(folder)) or {"pixels": pixels_of(vae, None).to_json()}
+
+
+def pixels_of(vae: AutoencoderKL, preprocessing: dict[str, Any] | None) -> PixelRecipe:
+    """The pixel recipe in `preprocessing.json`; without one, 8-bit pixels at full range.
+
+    Raises:
+        UsageError: a recipe for other channels than the network takes.
+    """
+    channels = int(vae.config["in_channels"])
+    recipe = PixelRecipe(channels=channels) if preprocessing is None else PixelRecipe.from_json(preprocessing["pixels"])
+    if recipe.channels != channels:
+        raise UsageError(
+            f"{PREPROCESSING} is for images of {recipe.channels} channels, the network beside it takes {channels}; give a model whose "
+            "files belong together"
+        )
+    return recipe
 
 
 def load_weights(vae: AutoencoderKL, path: str) -> str | None:

@@ -11,7 +11,7 @@ from autoencoder.runtime.errors import ConfigError
 
 
 def check(path: str, theirs: Report, *, measure: Measure | None, provenance: dict[str, Any]) -> None:
-    """Refuse a comparison that would be of different things: other nats, images or crops.
+    """Refuse a comparison that would be of different things: other nats, images, crops or ranges of pixels.
 
     Args:
         path: what names `theirs`, for the message.
@@ -34,9 +34,11 @@ def check(path: str, theirs: Report, *, measure: Measure | None, provenance: dic
         check_comparable(measure, other_measure)
     except ValueError as error:
         raise ConfigError("compare", path, f"{error}. {_remedy(measure, other_measure)}") from None
-    made_on = theirs["provenance"]["data"]["fingerprint"], theirs["provenance"]["crops"]
-    here = provenance["data"]["fingerprint"], provenance["crops"]
-    for what, ours, other in zip(("images", "crops"), here, made_on, strict=True):
+    made_on, here = (
+        (told["data"]["fingerprint"], told["crops"], told.get("pixels", "8-bit values at full range"))
+        for told in (theirs["provenance"], provenance)
+    )
+    for what, ours, other in zip(("images", "crops", "pixels"), here, made_on, strict=True):
         if ours != other:
             raise ConfigError("compare", path, f"was measured on other {what} ({other} there, {ours} here); evaluate both on the same")
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from autoencoder.missing import observed_mean
 from autoencoder.model import LOGVAR_RANGE
 from autoencoder.posterior import DiagonalGaussian
 
@@ -112,21 +113,30 @@ def _by_channel(units: Tensor) -> Tensor:
     return units.reshape(len(units), -1)
 
 
-def share_outside(values: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
-    """Shares of each image's values (B, ...) at or below `low` and at or above `high`, (B,) each."""
-    return (values <= low).flatten(1).double().mean(1), (values >= high).flatten(1).double().mean(1)
+def share_outside(values: Tensor, low: float, high: float, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Shares of each image's values (B, ...) that are not missing at or below `low` and at or above `high`, (B,) each."""
+    return observed_mean((values <= low).double(), valid), observed_mean((values >= high).double(), valid)
 
 
-def sharpness(images: Tensor, reconstruction: Tensor) -> Tensor:
+def sharpness(images: Tensor, reconstruction: Tensor, valid: Tensor | None = None) -> Tensor:
     """Energy of the differences between neighbouring pixels of a reconstruction over that of its image, (B,); (B, C, H, W) each.
 
-    1 where edges are as strong as the image's, near 0 where all is blurred; 1 for an image without any edge.
+    1 where edges are as strong as the image's, near 0 where all is blurred; 1 for an image without any edge. With `valid` (B, 1, H, W),
+    between neighbours neither of which is missing.
     """
-    energy, wanted = _edge_energy(reconstruction), _edge_energy(images)
+    energy, wanted = _edge_energy(reconstruction, valid), _edge_energy(images, valid)
     return torch.where(wanted > 0, energy / wanted, 1.0)
 
 
-def _edge_energy(images: Tensor) -> Tensor:
+def _edge_energy(images: Tensor, valid: Tensor | None) -> Tensor:
     """Sum of the squared differences between neighbouring pixels, (B,)."""
-    across, down = (torch.diff(images, dim=axis).square().flatten(1).sum(1) for axis in (-1, -2))
+    across, down = (_squared_differences(images, valid, axis).flatten(1).sum(1) for axis in (-1, -2))
     return across + down
+
+
+def _squared_differences(images: Tensor, valid: Tensor | None, axis: int) -> Tensor:
+    squared = torch.diff(images, dim=axis).square()
+    if valid is None:
+        return squared
+    length = valid.shape[axis] - 1
+    return torch.where(valid.narrow(axis, 0, length) & valid.narrow(axis, 1, length), squared, 0.0)

@@ -95,8 +95,8 @@ def evaluate_elbo(
     )
 
 
-def bits_per_dim(elbo: Nats, dims: int) -> Nats:
-    """-elbo / (D ln 2): bits for each of an image's D = C * H * W values, from an ELBO (or log p(x)) in nats.
+def bits_per_dim(elbo: Nats, dims: float | Nats) -> Nats:
+    """-elbo / (D ln 2): bits for each of an image's D = C * H * W values, less those missing, from an ELBO (or log p(x)) in nats.
 
     Only a likelihood over levels (`Likelihood.discrete`) makes these the length of a code.
     """

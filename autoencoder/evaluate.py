@@ -49,12 +49,13 @@ class EvaluateLikelihoodConfig:
     """Family; needs `scale`, which is to be fitted on training images, never on these."""
     scale: float | None = None
     """Its scale, in units where images span [-1, 1]."""
-    levels: Literal[256, 65536] = 256
-    """Levels of a pixel (discretised families)."""
+    levels: int = 256
+    """Levels of a value (discretised families): 256 for 8-bit images, 65536 for 16-bit ones."""
 
     def __post_init__(self) -> None:
         require((self.name is None) == (self.scale is None), "scale", self.scale, "give name and scale together, or neither")
         require(self.scale is None or self.scale > 0, "scale", self.scale, "give a scale above 0")
+        require(self.levels >= 2, "levels", self.levels, "give the levels that the images have, at least 2")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,10 @@ from autoencoder.diagnostics import LatentStatistics, share_outside, sharpness
 from autoencoder.elbo import bits_per_dim
 from autoencoder.likelihood import Likelihood, PixelScale
 from autoencoder.metrics import bootstrap_interval, psnr, ssim
+from autoencoder.missing import filled, observed_mean, observed_values
 from autoencoder.model import AutoencoderKL, decode, decode_parameters, decoded_at_once, encode
 from autoencoder.objective_config import AT_BOUND
+from autoencoder.pixel_recipe import PixelRecipe
 from autoencoder.posterior import DiagonalGaussian
 from autoencoder.runtime.errors import UsageError
 from autoencoder.shuffling import LatentShuffle, Shuffled
@@ -26,7 +28,7 @@ UNITS = {
     "elbo_nats": "nats per image",
     "bits_per_dim": "bits per dimension",
     "kl_nats_per_latent": "nats per latent value",
-    "psnr_db": "dB",
+    "psnr_db": "dB",  # of 8-bit pixels
     "ssim": "1",
     "lpips": "1",
     "sharpness": "share of the image's edge energy",
@@ -34,7 +36,12 @@ UNITS = {
     "scales_at_high_bound": "share of values",
     "mean_absolute_error": "of images in [-1, 1]",
     "mean_squared_error": "of images in [-1, 1]",
+    "valid_share": "share of pixels",
 }
+
+
+PSNR_OF_RANGE = "dB, the peak of each band its high - low"
+"""Unit of the PSNR of other images than 8-bit ones."""
 
 
 class Family(Protocol):
@@ -60,6 +67,8 @@ class Evaluation:
     """The NLL with latents shuffled between images, where there is a likelihood and more than one image."""
     bad: dict[str, str]
     """Images that could not be read, with the reason."""
+    eight_bit: bool
+    """Whether quality is of 8-bit pixels, or of values on the recipe's range."""
 
     def scalars(self) -> dict[str, float]:
         """Mean of every value over the crops, and what the latents carry: what a log line shows."""
@@ -85,7 +94,8 @@ class Evaluation:
             low, high = bootstrap_interval(value, groups=self.photos, seed=seed)
             spread = of_images[name].std().item() if len(crops) > 1 else math.nan
             figures = {"mean": value.mean().item(), "low": low, "high": high, "spread": spread}
-            metrics[name] = {**_finite(figures), "unit": UNITS[name]}
+            unit = PSNR_OF_RANGE if name == "psnr_db" and not self.eight_bit else UNITS[name]
+            metrics[name] = {**_finite(figures), "unit": unit}
         photos = [
             {"id": names[i], "crops": int(crops[i]), **_finite({k: v[i].item() for k, v in of_images.items()})} for i in range(len(crops))
         ]
@@ -120,6 +130,7 @@ def evaluate(
     batches: Iterable[Batch],
     *,
     device: torch.device,
+    recipe: PixelRecipe,
     likelihood: Likelihood | None,
     lpips: nn.Module | None = None,
     family: Family | None = None,
@@ -127,24 +138,23 @@ def evaluate(
     """Measure `vae` on fixed crops with fixed noise; with several processes each brings its share and gets the whole.
 
     NLL is that of one posterior sample, and so is the KL where a `family` leaves it no closed form (nats per image, at beta = 1);
-    PSNR, SSIM, LPIPS, errors and sharpness are those of the posterior's mode.
+    PSNR, SSIM, LPIPS, errors and sharpness are those of the posterior's mode. Missing pixels count in none of them; LPIPS is shown the
+    image's own values there. Bits/dim are for each value that was observed.
     """
     vae = vae.to(device).eval()
     rows: dict[str, list[Tensor]] = {}
     photos: list[Tensor] = []
     ids: list[str] = []
     bad: dict[str, str] = {}
-    statistics, shuffle = LatentStatistics(), LatentShuffle()
+    statistics, shuffle = LatentStatistics(), LatentShuffle(recipe)
     for loaded in batches:
         bad |= dict(loaded.bad)
         real = loaded.weight > 0
-        if likelihood is not None and likelihood.discrete and real.any() and levels_of(loaded.pixels) != likelihood.levels:
-            raise UsageError(
-                f"a likelihood over {likelihood.levels:,} levels gives no probability to images of {levels_of(loaded.pixels):,} "
-                f"({loaded.ids[real.tolist().index(True)]}): give likelihood.levels={levels_of(loaded.pixels)}, or images of its levels"
-            )
+        if likelihood is not None and likelihood.discrete and real.any():
+            _check_levels(likelihood, levels_of(loaded.pixels, recipe), loaded.ids[real.tolist().index(True)])
         batch = loaded.to(device)
-        images = to_images(batch.pixels)
+        valid = batch.valid
+        images = to_images(batch.pixels, recipe, valid)
         posterior = encode(vae, images)
         statistics.add(posterior, batch.weight)
         if family is None:
@@ -154,39 +164,57 @@ def evaluate(
         values = {"kl_nats": rate}
         if likelihood is not None:
             decoded = decode_parameters(vae, latents)
-            values["nll_nats"] = -likelihood.log_prob(images, decoded)
+            values["nll_nats"] = -likelihood.observed(valid).log_prob(images, decoded)
             shuffle.add(loaded, latents, values["nll_nats"])
             values["elbo_nats"] = -values["nll_nats"] - values["kl_nats"]
             if likelihood.discrete:
-                values["bits_per_dim"] = bits_per_dim(values["elbo_nats"], images[0].numel())
+                values["bits_per_dim"] = bits_per_dim(values["elbo_nats"], observed_values(images, valid))
             if isinstance(likelihood, PixelScale):
                 low, high = likelihood.bounds
-                shares = share_outside(likelihood.split(decoded)[1], low * AT_BOUND, high / AT_BOUND)
+                shares = share_outside(likelihood.split(decoded)[1], low * AT_BOUND, high / AT_BOUND, valid)
                 values |= dict(zip(("scales_at_low_bound", "scales_at_high_bound"), shares, strict=True))
         values["kl_nats_per_latent"] = values["kl_nats"] / posterior.mean[0].numel()
         reconstruction = decode(vae, posterior.mode() if family is None else family.mode(posterior))
-        error = (images - reconstruction).flatten(1)
+        error = images - reconstruction
         values |= {
-            "psnr_db": psnr(images, reconstruction),
-            "ssim": ssim(images, reconstruction),
-            "mean_absolute_error": error.abs().mean(1),
-            "mean_squared_error": error.square().mean(1),
-            "sharpness": sharpness(images, reconstruction),
+            "psnr_db": psnr(images, reconstruction, eight_bit=recipe.eight_bit, valid=valid),
+            "ssim": ssim(images, reconstruction, eight_bit=recipe.eight_bit, valid=valid),
+            "mean_absolute_error": observed_mean(error.abs(), valid),
+            "mean_squared_error": observed_mean(error.square(), valid),
+            "sharpness": sharpness(images, reconstruction, valid),
         }
+        if valid is not None:
+            values["valid_share"] = valid.flatten(1).float().mean(1)
         if lpips is not None:
-            values["lpips"] = lpips(images, reconstruction.clamp(-1, 1))
+            values["lpips"] = lpips(images, filled(reconstruction.clamp(-1, 1), images, valid))
         for name, value in values.items():
             rows.setdefault(name, []).append(value.double().cpu()[real])
         photos.append(loaded.photo[real])
         ids += [i for i, r in zip(loaded.ids, real.tolist(), strict=True) if r]
-    evaluation = _gather({k: torch.cat(v) for k, v in rows.items()}, torch.cat(photos), ids, statistics, bad)
+    evaluation = _gather({k: torch.cat(v) for k, v in rows.items()}, torch.cat(photos), ids, statistics, bad, recipe)
     if likelihood is not None:
         at_once = decoded_at_once(loaded.pixels.shape[-1])
         evaluation.shuffled = shuffle.measure(lambda latents: decode_parameters(vae, latents), likelihood, device, at_once)
     return evaluation
 
 
-def _gather(values: dict[str, Tensor], photos: Tensor, ids: list[str], statistics: LatentStatistics, bad: dict[str, str]) -> Evaluation:
+def _check_levels(likelihood: Likelihood, levels: int, id: str) -> None:
+    """Refuse images whose values are not those that a likelihood over levels is over."""
+    if levels == 0:
+        raise UsageError(
+            f"a likelihood over {likelihood.levels:,} levels gives no probability to continuous values ({id}): give "
+            "likelihood.name=laplace or gaussian, with its scale"
+        )
+    if levels != likelihood.levels:
+        raise UsageError(
+            f"a likelihood over {likelihood.levels:,} levels gives no probability to images of {levels:,} ({id}): give "
+            f"likelihood.levels={levels}, or images of its levels"
+        )
+
+
+def _gather(
+    values: dict[str, Tensor], photos: Tensor, ids: list[str], statistics: LatentStatistics, bad: dict[str, str], recipe: PixelRecipe
+) -> Evaluation:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         parts: list[Any] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(parts, (values, photos, ids, statistics.sums, bad))
@@ -199,4 +227,4 @@ def _gather(values: dict[str, Tensor], photos: Tensor, ids: list[str], statistic
             statistics.merge(part[3])
     if not ids:
         raise UsageError(f"none of the images to measure on can be read: {'; '.join(f'{k}: {v}' for k, v in list(bad.items())[:3])}")
-    return Evaluation(values, photos, ids, statistics, None, bad)
+    return Evaluation(values, photos, ids, statistics, None, bad, recipe.eight_bit)

@@ -19,12 +19,14 @@ from autoencoder.evaluation import evaluate
 from autoencoder.experimental.module import Family
 from autoencoder.experimental.saved import open_family, save_families
 from autoencoder.likelihood import LIKELIHOODS, Likelihood
+from autoencoder.missing import filled
 from autoencoder.model import LOGVAR_RANGE, Autoencoder, AutoencoderKL, decode, encode, load
 from autoencoder.objective_summary import Measured, describe_objective
 from autoencoder.posterior import DiagonalGaussian
+from autoencoder.preview import Preview
 from autoencoder.probing import sample_errors
 from autoencoder.provenance import provenance
-from autoencoder.reconstruction import save_reconstruction
+from autoencoder.reconstruction import Whole, reconstruct, save_picture
 from autoencoder.report.page import write_report
 from autoencoder.runtime.files import replace_text
 from autoencoder.task import AutoencoderTask
@@ -33,37 +35,46 @@ CALIBRATION_IMAGES = 2048
 """Training crops on which the exported weights' likelihood scale and latent scale are measured."""
 PHOTOS = 3
 """Whole held-out images that are drawn."""
+TILE = 1024
+"""Side of the tiles that larger ones go through in."""
 
 
 @torch.no_grad()
 def calibrate(task: AutoencoderTask, module: Autoencoder) -> tuple[Likelihood, float, float]:
     """The likelihood at its scale for `module`, and the mean and standard deviation of its latents, on training crops."""
     config = task.config
-    images = min(CALIBRATION_IMAGES, task.total_images)
+    most = min(CALIBRATION_IMAGES, task.total_images)
     share = config.train.microbatch or config.train.batch_size
     crops = TrainLoader(
-        task.train_source, config.data, seed=config.train.seed, batch_size=share, microbatch=None, images=images,
+        task.train_source, config.data, seed=config.train.seed, batch_size=share, microbatch=None, images=most,
         latent_shape=task.latent_shape, first_step=0, rank=0, world=1, pin_memory=False,
     )  # fmt: skip
     device = task.accelerator.device
     likelihood, family = task.likelihood(module), module.family()
     statistics = LatentStatistics()
     moments: list[torch.Tensor] = []
+    shares: list[torch.Tensor] = []
     for _, batches in crops:
         for batch in batches:
             batch = batch.to(device)
-            pixels = to_images(batch.pixels)
-            posterior = encode(module.vae, pixels)
+            images = to_images(batch.pixels, task.recipe, batch.valid)
+            posterior = encode(module.vae, images)
             latents = posterior.sample(batch.noise)
             if family is not None:
                 latents = family.sample(posterior, batch.noise)[0]
                 # Nothing but its samples tells where a flow posterior lies: each is taken for a posterior of no width.
                 posterior = DiagonalGaussian(latents, torch.full_like(latents, LOGVAR_RANGE[0]))
             statistics.add(posterior, batch.weight)
-            moments.append(likelihood.moment(pixels - decode(module.vae, latents)).double().cpu())
+            error = images - filled(decode(module.vae, latents), images, batch.valid)
+            moments.append(likelihood.moment(error).double().cpu())
+            if batch.valid is not None:
+                shares.append(batch.valid.flatten(1).double().mean(1).cpu())
     chosen = config.objective.likelihood
     if chosen.scale == "analytic":
-        best = LIKELIHOODS[chosen.name].scale_from_moment(torch.cat(moments).mean())
+        moment = torch.cat(moments).mean()
+        # A missing value has no error, and is none of those that the moment is a mean over.
+        moment = moment / torch.cat(shares).mean() if shares else moment
+        best = LIKELIHOODS[chosen.name].scale_from_moment(moment)
         likelihood = task.objective.likelihood(best.clamp(*chosen.bounds))
     return likelihood, *statistics.sample_mean_and_std()
 
@@ -93,10 +104,10 @@ def finish(task: AutoencoderTask, module: Autoencoder, config: TrainAutoencoderC
     device = task.accelerator.device
     family = open_family(vae, folder / "vae", device)
     likelihood = artifact.load_likelihood(folder / "vae")
-    measured = evaluate(vae, task.validation_batches(), device=device, likelihood=likelihood, family=family)
+    measured = evaluate(vae, task.validation_batches(), device=device, recipe=task.recipe, likelihood=likelihood, family=family)
     if not main:
         return
-    told = provenance(vae, recipe=recipe, data=task.validation_source, config=config.data, seed=config.train.seed)
+    told = provenance(vae, recipe=task.recipe, data=task.validation_source, config=config.data, seed=config.train.seed)
     found = {
         "measure": None if likelihood is None else Measure.of(likelihood, config.data.channels * config.data.resolution**2).to_json(),
         "alarms": [asdict(alarm) for alarm in task.monitor.restated(measured.scalars())],
@@ -110,7 +121,9 @@ def finish(task: AutoencoderTask, module: Autoencoder, config: TrainAutoencoderC
             continue
         name = Path(record.id).with_suffix("").as_posix().replace("/", "-")
         mode = DiagonalGaussian.mode if family is None else family.mode
-        save_reconstruction(vae, record.pixels, folder / "images" / f"photo-{name}.png", device=device, mode=mode)
+        whole = Whole.of(record.pixels, record.valid, task.recipe, device)
+        reconstruction = reconstruct(vae, whole.images, tile=TILE, mode=mode)
+        save_picture(whole, reconstruction, folder / "images" / f"photo-{name}.png", preview=Preview.of(config.data))
     write_report([folder], folder / "report.html")
 
 
@@ -118,7 +131,7 @@ def _objective(task: AutoencoderTask, vae: AutoencoderKL, family: Family | None)
     """What was optimised, at the errors of held-out images and at the KL weight where the run ended."""
     objective, data, device = task.config.objective, task.config.data, task.accelerator.device
     crops = ValidationSet(task.validation_source, data, seed=task.config.train.seed, batch_size=1, latent_shape=task.latent_shape)
-    absolute, squared = sample_errors(vae, crops, family, device)
+    absolute, squared = sample_errors(vae, crops, task.recipe, family, device)
     control = task.kl.scalars(task.total_images)
     measured = Measured(
         mean_absolute_error=absolute,

@@ -2,12 +2,16 @@
 
 Images and reconstructions are (B, ...) in [-1, 1]; e = images - reconstruction. Log-likelihoods are in nats, summed over all but the
 batch axis, (B,). Half-precision inputs are raised to float32, float64 stays float64; the scale takes the images' precision.
+
+Values of an image are independent given its latents, so that the probability of those that were observed is the product over them:
+`Likelihood.observed` leaves the missing ones out, and what follows is a bound on log p of the observed values (Mattei & Frellsen 2019).
 """
 
+import copy
 import math
 import warnings
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -26,6 +30,14 @@ class Likelihood(ABC):
     """Whether it is over levels, so that its nats are the length of a code; else a density over the reals."""
     levels: int | None = None
     """Levels of a value where it is over levels."""
+    valid: Tensor | None = None
+    """Which values were observed, bool, broadcast to the images; None: all."""
+
+    def observed(self, valid: Tensor | None) -> Self:
+        """The likelihood of images of which only the values where `valid` (B, 1, H, W) holds were observed; None: all were."""
+        of_observed = copy.copy(self)
+        of_observed.valid = valid
+        return of_observed
 
     @abstractmethod
     def log_prob(self, images: Tensor, reconstruction: Tensor) -> Tensor:
@@ -101,7 +113,10 @@ class LocationScale(Likelihood):
         scale = self.scale
         # A fill is queued on the device, where a copy of a host scalar would wait for it.
         scale = scale.to(images) if isinstance(scale, Tensor) else torch.full((), scale, dtype=dtype, device=images.device)
-        return self._log_prob(images, images - reconstruction, scale).flatten(1).sum(1)
+        values = self._log_prob(images, images - reconstruction, scale)
+        if self.valid is not None:
+            values = torch.where(self.valid, values, 0.0)
+        return values.flatten(1).sum(1)
 
     @abstractmethod
     def _log_prob(self, images: Tensor, error: Tensor, scale: Tensor) -> Tensor:
@@ -175,6 +190,10 @@ class _Discretized(LocationScale):
     def check_images(self, images: Tensor) -> None:
         """Refuse images beyond [-1, 1]; warn of values off the grid of levels, of whose bins the probabilities do not sum to 1."""
         rounding = 4 * torch.finfo(images.dtype).eps
+        if self.valid is not None:
+            images = images[self.valid.expand_as(images)]
+            if not images.numel():
+                return
         low, high = images.min().item(), images.max().item()
         if low < -1 - rounding or high > 1 + rounding:
             raise ValueError(
@@ -285,7 +304,7 @@ class PixelScale(Likelihood):
         """
         self.check_decoded(images, reconstruction)
         center, scale = self.split(reconstruction)
-        return build_likelihood(self.name, scale, self._levels).log_prob(images, center)
+        return build_likelihood(self.name, scale, self._levels).observed(self.valid).log_prob(images, center)
 
     def reconstruction(self, decoded: Tensor) -> Tensor:
         """The first half of the channels."""
@@ -315,7 +334,7 @@ class PixelScale(Likelihood):
 
     def check_images(self, images: Tensor) -> None:
         """As the family does."""
-        build_likelihood(self.name, 1.0, self._levels).check_images(images)
+        build_likelihood(self.name, 1.0, self._levels).observed(self.valid).check_images(images)
 
 
 def bounded_log_scale(raw: Tensor, bounds: tuple[float, float]) -> Tensor:

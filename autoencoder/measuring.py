@@ -24,9 +24,11 @@ from autoencoder.experimental.vamp_prior import VampPrior
 from autoencoder.likelihood import Likelihood, LocationScale, PixelScale, build_likelihood
 from autoencoder.model import AutoencoderKL, downsampling, load
 from autoencoder.model_path import folder_of
+from autoencoder.obeying import obeying
 from autoencoder.objective_config import PerceptualConfig
 from autoencoder.objective_summary import Measured, describe_objective
 from autoencoder.perceptual import build_perceptual
+from autoencoder.pixel_recipe import PixelRecipe
 from autoencoder.probing import gap_report, sample_errors
 from autoencoder.provenance import provenance
 from autoencoder.runtime.alarms import Alarm
@@ -59,12 +61,12 @@ def measure(config: EvaluateConfig) -> dict[str, Any]:
     latent_shape = (int(vae.config["latent_channels"]), side, side)
     crops = ValidationSet(source, data, seed=config.seed, batch_size=config.batch_size, latent_shape=latent_shape)
     account = None if likelihood is None else Measure.of(likelihood, data.channels * data.resolution**2)
-    pixels = recipe["pixels"] if recipe else artifact.pixel_recipe(data, 256)
+    pixels = artifact.pixels_of(vae, recipe)
     told = {
         "model": config.model,
         "likelihood": None if likelihood is None else likelihood.described(),
         "lpips": config.lpips,
-        **provenance(vae, recipe={"pixels": pixels}, data=source, config=data, seed=config.seed),
+        **provenance(vae, recipe=pixels, data=source, config=data, seed=config.seed),
     }
     if config.gap.samples and likelihood is None:
         raise ConfigError("gap.samples", config.gap.samples, "the gap needs a likelihood; give likelihood.name and likelihood.scale")
@@ -78,9 +80,9 @@ def measure(config: EvaluateConfig) -> dict[str, Any]:
             data.resolution,
             f"this model's prior is over the latents of images of {family.families.resolution} pixels; give that",
         )
-    measured = evaluate(vae, crops, device=device, likelihood=likelihood, lpips=lpips, family=family)
+    measured = evaluate(vae, crops, device=device, recipe=pixels, likelihood=likelihood, lpips=lpips, family=family)
     own = likelihood if config.likelihood.name is None else None
-    objective = _objective(run, Path(config.model), family, sample_errors(vae, crops, family, device), data, latent_shape)
+    objective = _objective(run, Path(config.model), family, sample_errors(vae, crops, pixels, family, device), data, latent_shape)
     report = {
         **measured.report(seed=config.seed),
         "measure": None if account is None else account.to_json(),
@@ -90,8 +92,9 @@ def measure(config: EvaluateConfig) -> dict[str, Any]:
     }
     if config.gap.samples and likelihood is not None:
         report["gap"] = gap_report(
-            vae, crops, config.gap, likelihood=likelihood, family=family, device=device, batch_size=config.batch_size, seed=config.seed
-        )
+            vae, crops, config.gap, recipe=pixels, likelihood=likelihood, family=family, device=device, batch_size=config.batch_size,
+            seed=config.seed,
+        )  # fmt: skip
     if config.compare is not None and theirs is not None:
         report["comparison"] = comparison.compare(config.compare, report, theirs)
     return report
@@ -174,25 +177,26 @@ def _images(
     config: EvaluateConfig, vae: AutoencoderKL, recipe: dict[str, Any] | None, run: TrainAutoencoderConfig | None
 ) -> tuple[Source, DataConfig]:
     """The images to measure on and the crops of them."""
-    channels, factor = int(vae.config["in_channels"]), downsampling(vae)
+    pixels, factor = artifact.pixels_of(vae, recipe), downsampling(vae)
     if config.data.source is None:
         if run is None:
             raise ConfigError("data.source", None, "give images to measure on: only a run has validation images of its own")
-        data = _crops(config.data, run.data.source, recipe, channels)
+        data = _crops(config.data, run.data.source, recipe, pixels)
         data = dataclasses.replace(
             run.data, resolution=data.resolution, resize=data.resize, filter=data.filter, validation_grid=data.validation_grid,
             validation_images=config.data.images or run.data.validation_images, workers=config.data.workers,
         )  # fmt: skip
         source = open_train_and_validation(data)[1]
     else:
-        data = _crops(config.data, config.data.source, recipe, channels)
-        source = open_evaluation(data, split=config.data.split, images=config.data.images)
+        data = _crops(config.data, config.data.source, recipe, pixels)
+        with obeying(pixels, config.model, key="data.source", given=config.data.source):
+            source = open_evaluation(data, split=config.data.split, images=config.data.images)
     if data.resolution % factor:
         raise ConfigError("data.resolution", data.resolution, f"give a multiple of {factor}, the network's downsampling factor")
     return source, data
 
 
-def _crops(given: EvaluateDataConfig, source: str, recipe: dict[str, Any] | None, channels: int) -> DataConfig:
+def _crops(given: EvaluateDataConfig, source: str, recipe: dict[str, Any] | None, pixels: PixelRecipe) -> DataConfig:
     """The crops as given, else as the model's recipe has them."""
     known = {} if recipe is None else recipe["crops"]
     resolution = given.resolution or known.get("resolution")
@@ -203,7 +207,7 @@ def _crops(given: EvaluateDataConfig, source: str, recipe: dict[str, Any] | None
     try:
         return DataConfig(
             source=source,
-            channels=channels,
+            **pixels.data_settings(),
             resolution=resolution,
             resize=given.resize or known.get("resize"),
             filter=given.filter or known.get("filter", "lanczos"),

@@ -2,6 +2,9 @@
 
 Terms are per image, (B,): likelihood and divergence in nats, errors and distances as means over pixels. D is the number of
 an image's values, C * H * W. The ELBO is reported at beta = 1 whatever is optimised.
+
+Missing pixels (`autoencoder.missing`) are left out of likelihood and errors, and shown to the perceptual distance as if reproduced; so
+they are to any other critic of whole images. The ELBO is then a bound on log p of the values that were observed.
 """
 
 import math
@@ -12,6 +15,7 @@ from torch import Tensor, nn
 
 from autoencoder.kl_control import GROUP_KL, group_kl
 from autoencoder.likelihood import Likelihood, PixelScale, build_likelihood
+from autoencoder.missing import filled, observed_mean, observed_values
 from autoencoder.objective_config import ObjectiveConfig
 from autoencoder.posterior import DiagonalGaussian
 
@@ -49,17 +53,18 @@ class Objective:
         kl_weight: Tensor | float,
         charged: Tensor | None = None,
         rate: Tensor | None = None,
+        valid: Tensor | None = None,
     ) -> Terms:
         """Loss and terms for images (B, C, H, W) in [-1, 1] and what the decoder made of their latents.
 
         `charged` (groups,) says which groups of latents the KL counts beyond their free bits (`KLControl.charged`); without it, all.
-        `rate` (B,) stands in for the KL where that has no closed form.
+        `rate` (B,) stands in for the KL where that has no closed form. `valid` (B, 1, H, W): pixels that are not missing; without it, all.
         """
-        reconstruction = self.likelihood(scale).reconstruction(decoded)
+        reconstruction = filled(self.likelihood(scale).reconstruction(decoded), images, valid)
         # Its backbone may run in half precision; nothing else does.
         distance = images.new_zeros(len(images)) if self.perceptual is None else self.perceptual(images, reconstruction)
         with torch.autocast(images.device.type, enabled=False):
-            return self._terms(images, posterior, decoded, distance, scale, kl_weight, charged, rate)
+            return self._terms(images, posterior, decoded, distance, scale, kl_weight, charged, rate, valid)
 
     def _terms(
         self,
@@ -71,11 +76,13 @@ class Objective:
         kl_weight: Tensor | float,
         charged: Tensor | None,
         rate: Tensor | None,
+        valid: Tensor | None,
     ) -> Terms:
-        likelihood = self.likelihood(scale)
-        error = images - likelihood.reconstruction(decoded)
+        likelihood = self.likelihood(scale).observed(valid)
+        error = images - filled(likelihood.reconstruction(decoded), images, valid)
         absolute, squared = error.abs().flatten(1).sum(1), error.square().flatten(1).sum(1)
-        dimensions = images[0].numel()
+        # A missing value has no error but a place in the distance, which is a mean over all of them.
+        dimensions, observed = images[0].numel(), observed_values(images, valid)
         nll = -likelihood.log_prob(images, decoded)
         kl = posterior.kl_to_standard_normal() if rate is None else rate
         minimised, statistics = kl, dict[str, Tensor]()
@@ -90,7 +97,7 @@ class Objective:
         elif self.config.convention == "ldm":
             # LPIPSWithDiscriminator (Rombach et al. 2022): the distance is broadcast over an image's values.
             log_s = self.config.ldm_logvar
-            loss = (absolute + weighted) / math.exp(log_s) + dimensions * log_s + kl_weight * minimised
+            loss = (absolute + weighted) / math.exp(log_s) + observed * log_s + kl_weight * minimised
         elif self.config.convention == "monai":
             # Means over values beside a summed KL: the tutorials' loss, whose balance changes with the resolution.
             loss = (absolute + weighted) / dimensions + kl_weight * minimised
@@ -101,12 +108,14 @@ class Objective:
             "nll_nats": nll,
             "kl_nats": kl,
             "elbo_nats": -nll - kl,
-            "mean_absolute_error": absolute / dimensions,
-            "mean_squared_error": squared / dimensions,
+            "mean_absolute_error": absolute / observed,
+            "mean_squared_error": squared / observed,
             "scale_moment": likelihood.moment(error),
         }
         if isinstance(likelihood, PixelScale):
-            named["log_scale"] = likelihood.split(decoded)[1].log().flatten(1).mean(1)
+            named["log_scale"] = observed_mean(likelihood.split(decoded)[1].log(), valid)
+        if valid is not None:
+            named["valid_share"] = valid.flatten(1).float().mean(1)
         if self.perceptual is not None:
             named["perceptual"] = distance
         if charged is not None:

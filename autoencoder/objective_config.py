@@ -24,8 +24,9 @@ class LikelihoodConfig:
     `pixel`: a scale of each value's own from the decoder, whose channels for it stock code does not know: stripped at export."""
     value: float = 0.1
     """The scale (sigma, b or s, in units where images span [-1, 1]) where `fixed`; where the others start."""
-    levels: Literal[256, 65536] = 256
-    """Levels of a pixel: 256 for 8-bit images, 65536 for 16-bit ones (discretised likelihoods)."""
+    levels: int = 256
+    """Levels of a value (discretised likelihoods): 256 for 8-bit images, 65536 for 16-bit ones, high - low + 1 for a range of whole
+    numbers. Continuous values have none."""
     decay: float = 0.9
     """How much of the analytic scale's running moment each optimiser step keeps."""
     bounds: tuple[float, float] = (1e-4, 100.0)
@@ -33,6 +34,7 @@ class LikelihoodConfig:
 
     def __post_init__(self) -> None:
         require(0 < self.value < math.inf, "value", self.value, "give a finite scale above 0")
+        require(self.levels >= 2, "levels", self.levels, "give the levels that the images have, at least 2")
         require(0 <= self.decay < 1, "decay", self.decay, "give 0 to below 1")
         low, high = self.bounds
         require(0 < low < high < math.inf, "bounds", self.bounds, "give two finite scales above 0, the smaller first")

@@ -14,7 +14,9 @@ from autoencoder.experimental.module import Family
 from autoencoder.gap import join, measure_gap
 from autoencoder.latents.progress import Progress
 from autoencoder.likelihood import Likelihood
+from autoencoder.missing import filled
 from autoencoder.model import AutoencoderKL, decode, decode_parameters, decoded_at_once, encode
+from autoencoder.pixel_recipe import PixelRecipe
 from autoencoder.prior import StandardNormal
 from autoencoder.runtime.errors import UsageError
 
@@ -25,14 +27,17 @@ MOST_AT_ONCE = 16
 
 
 @torch.no_grad()
-def sample_errors(vae: AutoencoderKL, crops: ValidationSet, family: Family | None, device: torch.device) -> tuple[float, float]:
+def sample_errors(
+    vae: AutoencoderKL, crops: ValidationSet, recipe: PixelRecipe, family: Family | None, device: torch.device
+) -> tuple[float, float]:
     """Mean |e| and mean e**2 over the values of images reconstructed from a posterior sample, where images span [-1, 1]."""
     absolute, squared, values = 0.0, 0.0, 0
-    for batch, images in _spread(crops, MOST_FOR_ERRORS, decoded_at_once(crops.side), device):
+    for batch, images, valid in _spread(crops, recipe, MOST_FOR_ERRORS, decoded_at_once(crops.side), device):
         posterior, noise = encode(vae, images), batch.noise[batch.weight > 0].to(device)
         latents = posterior.sample(noise) if family is None else family.sample(posterior, noise)[0]
-        error = (images - decode(vae, latents)).double()
-        absolute, squared, values = absolute + error.abs().sum().item(), squared + error.square().sum().item(), values + error.numel()
+        error = (images - filled(decode(vae, latents), images, valid)).double()
+        observed = error.numel() if valid is None else int(valid.sum()) * images.shape[1]
+        absolute, squared, values = absolute + error.abs().sum().item(), squared + error.square().sum().item(), values + observed
     if not values:
         raise UsageError(f"none of the {min(MOST_FOR_ERRORS, len(crops))} crops that errors are measured on can be read")
     return absolute / values, squared / values
@@ -43,6 +48,7 @@ def gap_report(
     crops: ValidationSet,
     config: GapConfig,
     *,
+    recipe: PixelRecipe,
     likelihood: Likelihood,
     family: Family | None,
     device: torch.device,
@@ -62,14 +68,14 @@ def gap_report(
         raise UsageError(f"gap: there is {total} crop to measure on; give data of at least 2, for a standard error")
     progress, parts, photos = Progress(total, 0, verb="gap measured on", unit="crop"), [], set()
     generator = torch.Generator().manual_seed(seed)
-    for batch, images in _spread(crops, total, at_once, device):
+    for batch, images, valid in _spread(crops, recipe, total, at_once, device):
         try:
             parts += [
                 measure_gap(
                     images,
                     encode=lambda x: encode(vae, x),
                     decode=lambda z: decode_parameters(vae, z),
-                    likelihood=likelihood,
+                    likelihood=likelihood.observed(valid),
                     prior=StandardNormal() if family is None else family.prior,
                     family=None if family is None else family.families.posterior_from,
                     samples=config.samples,
@@ -90,8 +96,10 @@ def gap_report(
     return {"images": len(photos), **verdict.report(gap, refine_steps=config.refine_steps, flow=flow), "at_once": at_once}
 
 
-def _spread(crops: ValidationSet, most: int, at_once: int, device: torch.device) -> Iterator[tuple[Batch, Tensor]]:
-    """Batches of at most `at_once` of at most `most` evenly spread crops, and their readable images (B, C, R, R).
+def _spread(
+    crops: ValidationSet, recipe: PixelRecipe, most: int, at_once: int, device: torch.device
+) -> Iterator[tuple[Batch, Tensor, Tensor | None]]:
+    """Batches of at most `at_once` of at most `most` evenly spread crops, their readable images (B, C, R, R) and what is valid of them.
 
     No image gives a second crop before each has given one.
     """
@@ -104,4 +112,5 @@ def _spread(crops: ValidationSet, most: int, at_once: int, device: torch.device)
         batch = crops.batch(positions[start : start + at_once])
         readable = batch.weight > 0
         if readable.any():
-            yield batch, to_images(batch.pixels[readable].to(device))
+            valid = None if batch.valid is None else batch.valid[readable].to(device)
+            yield batch, to_images(batch.pixels[readable].to(device), recipe, valid), valid

@@ -8,13 +8,21 @@ from autoencoder.config import DataConfig
 from autoencoder.data.sources import Source
 from autoencoder.identity import decoder_hash, encoder_hash
 from autoencoder.model import AutoencoderKL
+from autoencoder.pixel_recipe import PixelRecipe
 from autoencoder.runtime.versions import versions
 
+QUALITY_8_BIT = "posterior mode, clamped and rounded to 8 bits, mean over crops of the per-crop value"
+QUALITY_OF_RANGE = "posterior mode, clamped, not rounded, the peak of each band its high - low, mean over crops of the per-crop value"
 
-def provenance(vae: AutoencoderKL, *, recipe: dict[str, Any], data: Source, config: DataConfig, seed: int) -> dict[str, Any]:
-    """How an evaluation was made: weights, data, crops, rounding and versions."""
+
+def provenance(vae: AutoencoderKL, *, recipe: PixelRecipe, data: Source, config: DataConfig, seed: int) -> dict[str, Any]:
+    """How an evaluation was made: weights, data, crops, rounding and versions.
+
+    The recipe is told where figures depend on it: of other images than 8-bit ones at full range, all bands, nothing missing.
+    """
+    ordinary = PixelRecipe(channels=recipe.channels)
     return {
-        "encoder_hash": encoder_hash(vae, recipe["pixels"]),
+        "encoder_hash": encoder_hash(vae, recipe.to_json()),
         "decoder_hash": decoder_hash(vae),
         "data": {"source": data.name, "fingerprint": data.fingerprint, "images": len(data)},
         "crops": {
@@ -25,7 +33,9 @@ def provenance(vae: AutoencoderKL, *, recipe: dict[str, Any], data: Source, conf
             "position": "centre",
         },
         "rate": "one posterior sample, fixed noise, nats, beta = 1",
-        "quality": "posterior mode, clamped and rounded to 8 bits, mean over crops of the per-crop value",
+        "quality": QUALITY_8_BIT if recipe.eight_bit else QUALITY_OF_RANGE,
+        **({} if recipe == ordinary else {"pixels": recipe.to_json()}),
+        **({"missing": "left out of likelihood, errors and quality; bits/dim of observed values"} if recipe.may_miss else {}),
         "intervals": "95%, bootstrap over images",
         "seed": seed,
         "precision": str(next(vae.parameters()).dtype).removeprefix("torch."),

@@ -21,7 +21,8 @@ class ReconstructConfig:
     latents: str | None = None
     """Instead of `input`: a folder of latents, or a safetensors file with `mean` or `latents` (N, c, h, w), unscaled."""
     out: str
-    """Folder for the pictures: NAME.png, original left and reconstruction right; of latents ID.png each, and grid.png."""
+    """Folder for the pictures: NAME.png, original left and reconstruction right, and NAME.tif, the reconstruction in source values, where a
+    picture does not hold all of it (16 bits, other channels than 1 and 3, a stated range); of latents ID.png each, and grid.png."""
     rows: int | None = 64
     """Rows of latents to decode, spread evenly; null decodes all."""
     allow_vae_mismatch: bool = False
@@ -80,7 +81,8 @@ def _decode(config: ReconstructConfig, given: str) -> int:
 def _images(config: ReconstructConfig, input: str, model: str) -> int:
     from tqdm import tqdm
 
-    from autoencoder.data.decode import decode_image
+    from autoencoder import artifact
+    from autoencoder.data.decode import Misfit, decode_image
     from autoencoder.data.paths import IMAGE_EXTENSIONS, walk_images
 
     given = Path(input)
@@ -92,27 +94,41 @@ def _images(config: ReconstructConfig, input: str, model: str) -> int:
 
     from autoencoder.experimental.saved import open_family
     from autoencoder.model import load
+    from autoencoder.obeying import refusal
     from autoencoder.posterior import DiagonalGaussian
-    from autoencoder.reconstruction import save_reconstruction
+    from autoencoder.preview import Preview
+    from autoencoder.reconstruction import Whole, fits_png, quality, reconstruct, save_picture, save_values
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     vae = load(model, subfolder=config.subfolder, revision=config.revision, variant=config.variant).to(device).eval()
-    family = open_family(vae, folder_of(model, config.subfolder), device)
+    folder = folder_of(model, config.subfolder)
+    family = open_family(vae, folder, device)
     mode = DiagonalGaussian.mode if family is None else family.mode
-    channels = int(vae.config["in_channels"])
+    preprocessing = None if folder is None else artifact.load_preprocessing(folder)
+    recipe, preview = artifact.pixels_of(vae, preprocessing), Preview.from_json(preprocessing)
     root = given if given.is_dir() else given.parent
     make_folder(Path(config.out), "the pictures")
-    written = 0
+    require(Path(config.out).resolve() != root.resolve(), "out", config.out, "the images themselves are there; give another folder")
+    written, misfits = 0, 0
     for path in tqdm(paths, unit="img", disable=None if len(paths) > 1 else True):
         try:
-            pixels = decode_image(path, channels)
+            decoded = decode_image(path, recipe)
         except Exception as error:  # a broken file raises whatever its decoder raises
+            misfits += isinstance(error, Misfit)
+            if not written and misfits == min(3, len(paths)):
+                raise refusal(
+                    recipe, model, key="input", given=input, finding=f"{path.name} does not fit: {str(error).partition(';')[0]}"
+                ) from error
             tqdm.write(f"skipped {path}: {error}")
             continue
-        value = save_reconstruction(
-            vae, pixels, Path(config.out) / path.relative_to(root).with_suffix(".png"), device=device, tile=config.tile, mode=mode
-        )
-        tqdm.write(f"{path.relative_to(root)}  {pixels.shape[1]} x {pixels.shape[0]}  {value:.2f} dB")
+        whole = Whole.of(decoded.pixels, decoded.valid, recipe, device)
+        reconstruction = reconstruct(vae, whole.images, tile=config.tile, mode=mode)
+        picture = Path(config.out) / path.relative_to(root).with_suffix(".png")
+        save_picture(whole, reconstruction, picture, preview=preview)
+        if not fits_png(whole.recipe):
+            save_values(whole, reconstruction, picture.with_suffix(".tif"), decoded.dtype, decoded.nodata)
+        height, width = decoded.pixels.shape[:2]
+        tqdm.write(f"{path.relative_to(root)}  {width} x {height}  {quality(whole, reconstruction):.2f} dB")
         written += 1
     if not written:
         raise UsageError(f"input: none of the {len(paths)} images in {input} could be read; the reasons are above")

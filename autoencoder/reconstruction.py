@@ -1,21 +1,46 @@
 """Whole images of any size through an autoencoder."""
 
+import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from autoencoder.data.pixels import to_images, to_pixels
+from autoencoder.data.pixels import levels_of, to_images, to_values
 from autoencoder.metrics import psnr
 from autoencoder.model import AutoencoderKL, decode, downsampling, encode
+from autoencoder.pixel_recipe import PixelRecipe
 from autoencoder.posterior import DiagonalGaussian
+from autoencoder.preview import Preview
 from autoencoder.report.pictures import side_by_side
 
 Mode = Callable[[DiagonalGaussian], Tensor]
 """From the encoder's Gaussian to the latents that are decoded: its mode, or what a flow posterior makes of it."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole image as the encoder takes it."""
+
+    images: Tensor
+    """(1, C, H, W) in [-1, 1], 0 where missing."""
+    valid: Tensor | None
+    """(1, 1, H, W), where not; None where nothing can be."""
+    recipe: PixelRecipe
+    """The model's, with the levels of this image."""
+
+    @classmethod
+    def of(cls, pixels: np.ndarray, valid: np.ndarray | None, recipe: PixelRecipe, device: torch.device) -> "Whole":
+        """That of source values (H, W, C) and of what is valid of them (H, W)."""
+        stacked = torch.tensor(pixels).permute(2, 0, 1)[None].to(device)
+        known = None if valid is None else torch.tensor(valid)[None, None].to(device)
+        own = dataclasses.replace(recipe, levels=levels_of(stacked, recipe))
+        return cls(to_images(stacked, recipe, known), known, own)
 
 
 @torch.no_grad()
@@ -43,20 +68,42 @@ def reconstruct(vae: AutoencoderKL, images: Tensor, *, tile: int | None = None, 
     return reconstruction[..., :height, :width]
 
 
-@torch.no_grad()
-def save_reconstruction(
-    vae: AutoencoderKL,
-    pixels: np.ndarray,
-    path: Path,
-    *,
-    device: torch.device,
-    tile: int | None = 1024,
-    mode: Mode = DiagonalGaussian.mode,
-) -> float:
-    """Write one image (H, W, C), uint8 or uint16, beside its reconstruction as an 8-bit PNG; returns the PSNR in dB."""
-    original = torch.tensor(pixels).permute(2, 0, 1)[None].to(device)
-    images = to_images(original)
-    reconstruction = reconstruct(vae, images, tile=tile, mode=mode)
+def quality(whole: Whole, reconstruction: Tensor) -> float:
+    """PSNR in dB, on 8-bit pixels or on the recipe's range, over what is not missing."""
+    return psnr(whole.images, reconstruction, eight_bit=whole.recipe.eight_bit, valid=whole.valid).item()
+
+
+def save_picture(whole: Whole, reconstruction: Tensor, path: Path, *, preview: Preview) -> None:
+    """Write an image beside its reconstruction as an 8-bit PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    side_by_side(to_pixels(images)[0], to_pixels(reconstruction)[0]).save(path)
-    return psnr(images, reconstruction).item()
+    original, reconstructed = preview.pixels(whole.images, reconstruction, valid=whole.valid)
+    side_by_side(original[0], reconstructed[0]).save(path)
+
+
+def fits_png(recipe: PixelRecipe) -> bool:
+    """Whether a picture holds all that a reconstruction does."""
+    return recipe.eight_bit and recipe.channels in (1, 3) and not recipe.may_miss
+
+
+def save_values(whole: Whole, reconstruction: Tensor, path: Path, dtype: np.dtype, nodata: float | None) -> None:
+    """Write a reconstruction's source values as a TIFF of `dtype`, a band a channel; integers are rounded.
+
+    Missing pixels get the mark `nodata`, which the file names as GDAL does; floating-point ones without one NaN, integers 0.
+    """
+    import tifffile
+
+    values = to_values(reconstruction, whole.recipe)[0].cpu().permute(1, 2, 0).double().numpy()
+    if np.issubdtype(dtype, np.integer):
+        held = np.iinfo(dtype)
+        values = values.round().clip(held.min, held.max)
+    if whole.valid is not None:
+        values[~whole.valid[0, 0].cpu().numpy()] = nodata if nodata is not None else 0 if np.issubdtype(dtype, np.integer) else np.nan
+    marked = [(GDAL_NODATA, "s", 0, f"{nodata:g}", True)] if nodata is not None else []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    layout: dict[str, Any] = {"planarconfig": "contig"} if values.shape[2] > 1 else {}
+    written = values.astype(dtype) if layout else values[:, :, 0].astype(dtype)
+    tifffile.imwrite(path, written, photometric="minisblack", extratags=marked, metadata=None, **layout)
+
+
+GDAL_NODATA = 42113
+"""TIFF tag of the value that marks missing pixels."""

@@ -20,16 +20,20 @@ class AnalyticScale:
         self._moment = torch.zeros((), device=device)
         self._mass = torch.zeros((), device=device)
 
-    def update(self, moment: Tensor, found_inf: Tensor) -> None:
-        """Take in a step's global mean of the likelihood's moment; not where `found_inf` is 1."""
+    def update(self, moment: Tensor, found_inf: Tensor, share: Tensor | None = None) -> None:
+        """Take in a step's global mean of the likelihood's moment; not where `found_inf` is 1.
+
+        With missing values, whose errors are 0, `share` is the step's share of observed ones: it is what the step counts for.
+        """
         if self.config.scale != "analytic":
             return
         skip, keep = found_inf > 0, self.config.decay
         self._moment = torch.where(skip, self._moment, keep * self._moment + (1 - keep) * moment.float())
-        self._mass = torch.where(skip, self._mass, keep * self._mass + (1 - keep))
+        counted = 1 - keep if share is None else (1 - keep) * share.float()
+        self._mass = torch.where(skip, self._mass, keep * self._mass + counted)
         estimate = LIKELIHOODS[self.config.name].scale_from_moment(self._moment / self._mass)
         # An error of exactly zero has no density at its best scale.
-        self.value = torch.where(skip, self.value, estimate.clamp(*self.config.bounds))
+        self.value = torch.where(skip | (self._mass == 0), self.value, estimate.clamp(*self.config.bounds))
 
     def tensors(self) -> dict[str, Tensor]:
         return {"scale": self.value, "moment": self._moment, "mass": self._mass}

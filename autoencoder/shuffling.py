@@ -10,6 +10,7 @@ from torch import Tensor
 from autoencoder.data.batch import Batch
 from autoencoder.data.pixels import to_images
 from autoencoder.likelihood import Likelihood
+from autoencoder.pixel_recipe import PixelRecipe
 
 T = TypeVar("T")
 
@@ -35,6 +36,7 @@ class _Kept:
     photo: int
     position: int
     pixels: Tensor
+    valid: Tensor | None
     latents: Tensor
     nll: float
 
@@ -46,8 +48,8 @@ class LatentShuffle:
     the choice evenly over any number of positions (Knuth 1973, sec. 6.4).
     """
 
-    def __init__(self, most: int = MOST_IMAGES) -> None:
-        self.most = most
+    def __init__(self, recipe: PixelRecipe, most: int = MOST_IMAGES) -> None:
+        self.recipe, self.most = recipe, most
         self._kept: list[_Kept] = []
 
     def add(self, batch: Batch, latents: Tensor, nll: Tensor) -> None:
@@ -56,7 +58,15 @@ class LatentShuffle:
         keys = (batch.position * 2654435769) % 2**32
         chosen = [i for i, (key, real) in enumerate(zip(keys.tolist(), (batch.weight > 0).tolist(), strict=True)) if real and key < limit]
         rows = [
-            _Kept(int(keys[i]), int(batch.photo[i]), int(batch.position[i]), batch.pixels[i].cpu(), latents[i].cpu(), float(nll[i]))
+            _Kept(
+                key=int(keys[i]),
+                photo=int(batch.photo[i]),
+                position=int(batch.position[i]),
+                pixels=batch.pixels[i].cpu(),
+                valid=None if batch.valid is None else batch.valid[i].cpu(),
+                latents=latents[i].cpu(),
+                nll=float(nll[i]),
+            )
             for i in chosen
         ]
         self._keep(self._kept + rows)
@@ -83,8 +93,10 @@ class LatentShuffle:
         for start in range(0, len(mine), at_once):
             share = mine[start : start + at_once]
             pixels = torch.stack([pairs[i][0].pixels for i in share]).to(device)
+            known = [pairs[i][0].valid for i in share]
+            valid = torch.stack([v for v in known if v is not None]).to(device) if known[0] is not None else None
             latents = torch.stack([pairs[i][1].latents for i in share]).to(device)
-            values = -likelihood.log_prob(to_images(pixels), decode(latents))
+            values = -likelihood.observed(valid).log_prob(to_images(pixels, self.recipe, valid), decode(latents))
             nll |= dict(zip(share, values.tolist(), strict=True))
         for part in _of_all_processes(nll):
             nll |= part

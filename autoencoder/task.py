@@ -16,7 +16,7 @@ from autoencoder.beta import effective_beta
 from autoencoder.config import TrainAutoencoderConfig
 from autoencoder.data.loader import Batch, TrainLoader, ValidationSet
 from autoencoder.data.order import spread
-from autoencoder.data.pixels import levels_of, to_images, to_pixels
+from autoencoder.data.pixels import levels_of, to_images
 from autoencoder.data.sources import Source
 from autoencoder.elbo import bits_per_dim
 from autoencoder.experimental.encoder_steps import standing
@@ -27,7 +27,9 @@ from autoencoder.model import Autoencoder, Output, decode, downsampling, encode
 from autoencoder.monitor import Monitor
 from autoencoder.objective import Objective, Terms
 from autoencoder.perceptual import build_perceptual
+from autoencoder.pixel_recipe import PixelRecipe, recipe_of
 from autoencoder.posterior import DiagonalGaussian
+from autoencoder.preview import Preview
 from autoencoder.report.pictures import grid
 from autoencoder.runtime.alarms import AlarmNews
 from autoencoder.runtime.checkpoint import HasTensors
@@ -60,7 +62,8 @@ class AutoencoderTask:
         self.scale = AnalyticScale(config.objective.likelihood, device)
         self.total_images = count(config.train.images, "train.images")
         self.bad: dict[str, str] = {}
-        self.levels = 256
+        asked = recipe_of(config.data)
+        self.levels = asked.steps if asked.ranged else asked.levels
         data, factor = config.data, downsampling(module.vae)
         if data.resolution % factor:
             raise UsageError(f"data.resolution: got {data.resolution}; give a multiple of {factor}, the network's downsampling factor")
@@ -100,11 +103,13 @@ class AutoencoderTask:
     def _note_bad(self, bad: list[tuple[str, str]]) -> None:
         self._add_bad({name: reason for name, reason in bad if name not in self.bad})
 
-    def _share_bad(self) -> None:
-        """Every process's bad images in every process."""
-        parts: list[dict[str, str]] = [{}] * self.accelerator.num_processes
-        torch.distributed.all_gather_object(parts, self.bad)
-        self._add_bad({name: reason for part in parts for name, reason in part.items() if name not in self.bad})
+    def _share(self) -> None:
+        """Every process's bad images, and the levels of the images of all, in every process."""
+        parts: list[tuple[dict[str, str], int]] = [({}, 0)] * self.accelerator.num_processes
+        torch.distributed.all_gather_object(parts, (self.bad, self.levels))
+        for _, levels in parts:
+            self._note_levels(levels)
+        self._add_bad({name: reason for part, _ in parts for name, reason in part.items() if name not in self.bad})
 
     def _add_bad(self, new: dict[str, str]) -> None:
         if not new:
@@ -123,12 +128,26 @@ class AutoencoderTask:
             lines = [json.dumps({"id": name, "reason": reason}) + "\n" for name, reason in self.bad.items()]
             replace_text(self.folder / "bad_images.jsonl", "".join(lines))
 
+    @property
+    def recipe(self) -> PixelRecipe:
+        """How the images become what the encoder sees, with the levels found in the files so far."""
+        return recipe_of(self.config.data, self.levels)
+
     def _check_depth(self, batch: Batch) -> None:
         """A distribution over levels is one only over the levels that the files have."""
-        likelihood, found = self.config.objective.likelihood, levels_of(batch.pixels)
+        if not batch.weight.any():
+            return
+        likelihood, found = self.config.objective.likelihood, levels_of(batch.pixels, self.recipe)
+        if LIKELIHOODS[likelihood.name].discrete and not found:
+            remedy = "the values of these images are continuous, or differ in number from band to band; give laplace or gaussian"
+            raise ConfigError("objective.likelihood.name", likelihood.name, remedy)
         if LIKELIHOODS[likelihood.name].discrete and likelihood.levels != found:
             raise ConfigError("objective.likelihood.levels", likelihood.levels, f"these images have {found} levels; give {found}")
-        self.levels = max(self.levels, found)
+        self._note_levels(found)
+
+    def _note_levels(self, found: int) -> None:
+        # Of a stated range continuous values (0 levels) hold those of integers; at full range 16 bits hold those of 8.
+        self.levels = min(self.levels, found) if self.recipe.ranged else max(self.levels, found)
 
     def likelihood(self, module: Autoencoder) -> Likelihood:
         """p(x|z) at the scale as it stands: learned by `module`, or the controller's."""
@@ -138,15 +157,17 @@ class AutoencoderTask:
         return self.objective.likelihood(self.scale.value if log_scale is None else learned_scale(log_scale.detach(), config))
 
     def losses(self, module: nn.Module, batch: Batch, images: int) -> Terms:
-        pixels = to_images(batch.pixels)
+        valid = batch.valid
+        pixels = to_images(batch.pixels, self.recipe, valid)
         output: Output = module(pixels, batch.noise)
         samples = self.config.experimental.iwae_samples
         if samples > 1:
             pixels = pixels.repeat_interleave(samples, 0)
+            valid = None if valid is None else valid.repeat_interleave(samples, 0)
         scale = self.scale.value if output.log_scale is None else learned_scale(output.log_scale, self.config.objective.likelihood)
         posterior, weight = DiagonalGaussian(output.mean, output.logvar), self.kl.weight(images)
         terms = self.objective(
-            pixels, posterior, output.decoded, scale=scale, kl_weight=weight, charged=self.kl.charged(), rate=output.rate
+            pixels, posterior, output.decoded, scale=scale, kl_weight=weight, charged=self.kl.charged(), rate=output.rate, valid=valid
         )
         return terms if samples == 1 else importance_weighted(terms, samples)
 
@@ -154,7 +175,7 @@ class AutoencoderTask:
         return standing(self.config.experimental, self.module, step=step, images=images)
 
     def update(self, means: dict[str, Tensor], images: int, found_inf: Tensor) -> None:
-        self.scale.update(means["scale_moment"], found_inf)
+        self.scale.update(means["scale_moment"], found_inf, means.get("valid_share"))
         self.kl.update(means, images, found_inf)
 
     def scalars(self, means: dict[str, float], images: int) -> dict[str, float]:
@@ -167,7 +188,7 @@ class AutoencoderTask:
             shown["geometric_mean_scale"] = math.exp(means["log_scale"])
         dims = self.config.data.channels * self.config.data.resolution**2
         if likelihood.discrete and "elbo_nats" in means:
-            shown["bits_per_dim"] = bits_per_dim(means["elbo_nats"], dims)
+            shown["bits_per_dim"] = bits_per_dim(means["elbo_nats"], dims * means.get("valid_share", 1))
         if means.get("mean_squared_error", 0) > 0:
             errors = {k: means[k] for k in ("mean_absolute_error", "mean_squared_error")}
             shown["effective_beta"] = effective_beta(objective, **errors, dims=dims, weight=shown["kl_weight"])
@@ -176,7 +197,7 @@ class AutoencoderTask:
             shown["kl_nats_per_latent"] = means["kl_nats"] / (c * h * w)
         self.monitor.training(means | shown, images)
         if self.accelerator.num_processes > 1:
-            self._share_bad()
+            self._share()
         if self.bad:
             shown["bad_images"] = len(self.bad)
         return shown
@@ -195,10 +216,13 @@ class AutoencoderTask:
         )
 
     def validate(self, module: Autoencoder, step: int) -> dict[str, float]:
+        if self.accelerator.num_processes > 1:
+            self._share()
         measured = evaluation.evaluate(
             module.vae,
             self.validation_batches(),
             device=self.accelerator.device,
+            recipe=self.recipe,
             likelihood=self.likelihood(module),
             family=module.family(),
         )
@@ -219,10 +243,12 @@ class AutoencoderTask:
         )
         # Spread over the set: crops of one photo follow each other.
         chosen = spread(len(crops), wanted).tolist()
-        images = to_images(crops.pixels(chosen).to(self.accelerator.device))
+        batch = crops.batch(chosen).to(self.accelerator.device)
+        images = to_images(batch.pixels, self.recipe, batch.valid)
         posterior, family = encode(module.vae, images), module.family()
         reconstruction = decode(module.vae, posterior.mode() if family is None else family.mode(posterior))
-        grid(to_pixels(images).cpu(), to_pixels(reconstruction).cpu(), columns=8).save(folder / f"step-{step:08d}.png")
+        originals, reconstructions = Preview.of(self.config.data).pixels(images, reconstruction, valid=batch.valid)
+        grid(originals, reconstructions, columns=8).save(folder / f"step-{step:08d}.png")
 
     def alarms(self) -> AlarmNews:
         return self.monitor.news()

@@ -7,6 +7,7 @@ from autoencoder import __version__
 from autoencoder.runtime.config_file import closest
 
 COMMANDS = {
+    "inspect_data": ("autoencoder.inspect_data", "look at images: bands, ranges, missing values; suggest data settings"),
     "train_autoencoder": ("autoencoder.train", "train a KL-VAE on images"),
     "evaluate_autoencoder": ("autoencoder.evaluate", "measure an autoencoder: PSNR, SSIM, NLL, KL, bits/dim, with intervals"),
     "reconstruct": ("autoencoder.reconstruct", "write images beside their reconstructions"),
@@ -28,12 +29,13 @@ def main(argv: list[str] | None = None) -> int:
     if name == "--version":
         print(f"firststage {__version__}")
         return 0
-    if name not in COMMANDS:
+    # Either way of writing a command.
+    if (known := name.replace("-", "_")) not in COMMANDS:
         near = closest(name, COMMANDS)
         hint = f"closest: {near[0]}" if near else f"there are {', '.join(COMMANDS)}"
         print(f"error: {name}: no such command; {hint}", file=sys.stderr)
         return 2
-    code: int = importlib.import_module(COMMANDS[name][0]).main(rest)
+    code: int = importlib.import_module(COMMANDS[known][0]).main(rest)
     return code
 
 

@@ -14,9 +14,10 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from autoencoder.data.pixels import to_pixels
+from autoencoder.artifact import load_preprocessing
 from autoencoder.identity import ENCODER
 from autoencoder.model import decode, decoded_at_once, downsampling
+from autoencoder.preview import Preview
 from autoencoder.report.pictures import plain_grid
 from autoencoder.runtime.errors import ConfigError, UsageError, first_line
 from autoencoder.runtime.files import replace_text
@@ -62,6 +63,8 @@ def draw(config: SampleConfig) -> None:
     """Write the images that are not there yet, and the grid of them all; says how fast."""
     pipe, names = open_pipeline(config.pipeline)
     labels = _labels(config, names)
+    folder = pipeline_folder(config.pipeline)
+    preview = Preview.from_json(None if folder is None else load_preprocessing(Path(folder) / "vae"))
     out = Path(config.out)
     _claim(out, config, _digest(pipe))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -80,7 +83,7 @@ def draw(config: SampleConfig) -> None:
         with torch.no_grad():
             # The factor of pipelines that are not folded; ours have 1.
             chunks = (latents / vae.config["scaling_factor"]).split(decoded_at_once(side * downsampling(vae)))
-            pixels = torch.cat([to_pixels(decode(vae, chunk)).cpu() for chunk in chunks])
+            pixels = torch.cat([preview.each(decode(vae, chunk)) for chunk in chunks])
         for number, image in zip(numbers, pixels, strict=True):
             _save(image, _file(out, number))
         bar.update(len(numbers))

@@ -9,9 +9,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from autoencoder.data.pixels import to_pixels
 from autoencoder.data.steps import Steps
 from autoencoder.model import AutoencoderKL, decode, decoded_at_once, downsampling
+from autoencoder.preview import Preview
 from autoencoder.report.pictures import plain_grid
 from autoencoder.runtime.alarms import AlarmNews
 from autoencoder.runtime.checkpoint import HasTensors
@@ -49,9 +49,10 @@ class DiffusionTask:
         accelerator: Accelerator,
         folder: Path,
         notes: Sequence[str] = (),
+        preview: Preview | None = None,
     ) -> None:
         self.config, self.module, self.space, self.train_rows, self.validation_rows = config, module, space, train, validation
-        self.accelerator, self.folder, self.notes = accelerator, folder, list(notes)
+        self.accelerator, self.folder, self.notes, self.preview = accelerator, folder, list(notes), preview or Preview()
         self.vae = vae.to(accelerator.device).eval().requires_grad_(False)
         self.edges = edges(module.dit)
         self.steps = Steps(
@@ -97,11 +98,11 @@ class DiffusionTask:
         return {"loss": sum(level.loss for level in levels) / len(levels)}
 
     def images(self, latents: Tensor) -> Tensor:
-        """Normalised latents (N, c, h, w) to pixels (N, C, H, W), uint8 on the CPU, in batches."""
+        """Normalised latents (N, c, h, w) to pictures (N, 1 or 3, H, W), uint8 on the CPU, in batches."""
         device = self.accelerator.device
         chunks = latents.split(decoded_at_once(self.space.shape[1] * downsampling(self.vae)))
         with torch.no_grad():
-            return torch.cat([to_pixels(decode(self.vae, self.space.denormalize(z.to(device)))).cpu() for z in chunks])
+            return torch.cat([self.preview.each(decode(self.vae, self.space.denormalize(z.to(device)))) for z in chunks])
 
     def sample_labels(self, number: int) -> Tensor:
         """Labels (N,) of the first samples: the classes in turn."""

@@ -14,6 +14,7 @@ from autoencoder.identity import Identity, check_identity, identity
 from autoencoder.latents.opened import open_latents
 from autoencoder.latents.reader import Latents
 from autoencoder.model import AutoencoderKL
+from autoencoder.preview import Preview
 from autoencoder.runtime import launch
 from autoencoder.runtime.config import count
 from autoencoder.runtime.errors import ConfigError, UsageError
@@ -57,7 +58,7 @@ def train(config: TrainDiffusionConfig, run: RunFolder | None, *, trainer_option
         if starts and accelerator.is_main_process:
             frozen.save(folder)
         training, validation = data.TrainRows(latents, rows, frozen, config), data.ValidationRows(latents, held_out, frozen, config)
-        task = DiffusionTask(config, module, frozen, training, validation, vae, accelerator, folder, notes)
+        task = DiffusionTask(config, module, frozen, training, validation, vae, accelerator, folder, notes, Preview.from_json(recipe))
         introduction = _introduction(config, latents, frozen, len(rows), len(held_out))
         return launch.Stage(task, introduction, lambda averaged: finish(task, averaged, recipe, found, task.notes))
 
@@ -73,7 +74,7 @@ def _open_vae(config: TrainDiffusionConfig, frozen: LatentSpace) -> tuple[Autoen
     """The autoencoder that decodes, its recipe and identity, and notes; UsageError where its encoder is not that of the latents."""
     path, key = (config.vae, "vae") if config.vae is not None else (str(Path(config.latents) / "vae"), "latents")
     vae = model.load(path)
-    recipe = artifact.recipe_of(vae, path)
+    recipe = artifact.preprocessing_of(vae, path)
     if int(vae.config["latent_channels"]) != frozen.shape[0]:
         raise ConfigError(key, path, f"it has {vae.config['latent_channels']} latent channels, the latents {frozen.shape[0]}")
     found = identity(vae, recipe["pixels"])

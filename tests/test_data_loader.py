@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -207,3 +208,50 @@ def test_crops_of_a_bad_validation_image_weigh_nothing() -> None:
     batches = list(validation(Arrays(3, bad=(1,)), batch_size=6))
     assert torch.cat([batch.weight for batch in batches]).tolist() == [1] * 4 + [0] * 4 + [1] * 4
     assert {report for batch in batches for report in batch.bad} == {("image 1", "broken")}
+
+
+class Masked(Arrays):
+    """Float images of two bands, some of whose pixels are missing: of image 4 all, of image 5 none."""
+
+    def read(self, index: int) -> Record:
+        record = super().read(index)
+        shape = record.pixels.shape[:2]
+        valid = np.full(shape, index != 4) if index in (4, 5) else np.random.default_rng(index).random(shape) < 0.7
+        return Record(record.pixels[:, :, :2].astype(np.float32) * valid[:, :, None], record.label, record.id, valid)
+
+
+MASKED = DataConfig(resolution=8, channels=2, low=0, high=255, nodata="file")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_masks_travel_with_their_crops_and_a_crop_without_a_valid_pixel_weighs_nothing(workers: int) -> None:
+    whole, parts = (flat(loader(Masked(), replace(MASKED, workers=workers), microbatch=size)) for size in (None, 3))
+    for batch in (*whole, *parts):
+        assert batch.valid is not None and batch.valid.shape == (len(batch.ids), 1, 8, 8)
+        assert batch.pixels.dtype == torch.float32
+        assert torch.equal(batch.weight > 0, batch.valid.flatten(1).any(1))
+        assert torch.equal(batch.weight > 0, batch.photo != 4)
+        assert (batch.pixels * ~batch.valid == 0).all()
+        assert batch.valid[batch.photo == 5].all()
+    masks = [torch.cat([batch.valid[batch.position >= 0] for batch in cut if batch.valid is not None]) for cut in (whole, parts)]
+    assert torch.equal(*masks)
+    assert by_position(whole) == by_position(parts)
+
+
+def test_padding_has_no_valid_pixel_and_masks_are_there_exactly_where_pixels_may_be_missing() -> None:
+    rows = [validation_set.batch([0, 8, 9, 10]) for validation_set in (
+        ValidationSet(Masked(bad=(9,)), MASKED, seed=5, batch_size=4, latent_shape=LATENT),
+        ValidationSet(Arrays(bad=(9,)), replace(CONFIG, nodata=3), seed=5, batch_size=4, latent_shape=LATENT),
+    )]  # fmt: skip
+    for batch in rows:
+        assert batch.valid is not None
+        assert not batch.valid[2].any() and batch.valid[[0, 1, 3]].flatten(1).any(1).all()
+        assert batch.weight.tolist() == [1, 1, 0, 1]
+    assert ValidationSet(Arrays(), CONFIG, seed=5, batch_size=4, latent_shape=LATENT).batch([0]).valid is None
+
+
+def test_values_of_a_stated_range_stay_what_they_are_when_depths_meet() -> None:
+    ranged = replace(CONFIG, low=0, high=300, zoom=(1.0, 1.0))
+    mixed, alike = flat(loader(Arrays(deep=(1, 4)), ranged)), flat(loader(Arrays(), ranged))
+    for one, two in zip(mixed, alike, strict=True):
+        assert torch.equal(one.pixels.to(torch.int32), two.pixels.to(torch.int32))

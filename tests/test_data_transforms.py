@@ -1,11 +1,13 @@
 """Crops: where they are cut, and that a resampled crop is a crop of the resampled image."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from autoencoder.config import DataConfig
-from autoencoder.data.transforms import train_crop, validation_crop
+from autoencoder.data import transforms
 from autoencoder.runtime.rng import generator
 
 FILTERS = {name: Image.Resampling[name.upper()] for name in ("lanczos", "bicubic", "bilinear", "box")}
@@ -15,6 +17,14 @@ def coordinates(height: int, width: int) -> np.ndarray:
     """An image whose two channels of every pixel say row and column; the third is 16-bit noise."""
     rows, columns = np.mgrid[:height, :width]
     return np.stack([rows, columns, rows * 7 + columns], 2).astype(np.uint16)
+
+
+def train_crop(pixels: np.ndarray, config: DataConfig, rng: np.random.Generator) -> np.ndarray:
+    return transforms.train_crop(pixels, config, rng)[0]
+
+
+def validation_crop(pixels: np.ndarray, config: DataConfig, k: int) -> np.ndarray:
+    return transforms.validation_crop(pixels, config, k)[0]
 
 
 def photo(height: int, width: int, channels: int = 3) -> np.ndarray:
@@ -127,3 +137,54 @@ def test_validation_crops_overlap_where_the_image_is_too_small_to_tile() -> None
     config = DataConfig(resolution=8, validation_grid=3)
     corners = [tuple(int(value) for value in validation_crop(image, config, k)[0, 0, :2]) for k in range(9)]
     assert corners == [(row, column) for row in (0, 2, 4) for column in (0, 6, 12)]
+
+
+@pytest.mark.parametrize("filter", ["lanczos", "bicubic", "bilinear", "box"])
+@pytest.mark.parametrize("resize", [16, 23, 31, 90])
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16])
+def test_what_stands_in_missing_pixels_changes_no_valid_pixel_of_a_crop(filter: str, resize: int, dtype: type) -> None:
+    rng = np.random.default_rng(resize)
+    image = rng.integers(0, 60000, (60, 47, 2)).astype(dtype)
+    valid = np.ones((60, 47), bool)
+    valid[20:24, 30:33] = valid[50:, 5] = valid[0, 0] = False
+    other = np.where(valid[:, :, None], image, rng.integers(0, 60000, image.shape).astype(dtype))
+    config = DataConfig(resolution=16, resize=resize, channels=2, filter=filter, validation_grid=2)  # type: ignore[arg-type]
+    seen = 0
+    for k in range(4):
+        (one, kept), (two, again) = (transforms.validation_crop(pixels, config, k, valid) for pixels in (image, other))
+        assert kept is not None and again is not None and kept.shape == (16, 16)
+        assert np.array_equal(kept, again)
+        assert np.array_equal(one[kept], two[kept])
+        # And no more is given up than what the missing pixels reach.
+        changed = (one != two).any(2)
+        reached = ~kept
+        assert (reached & ~changed).sum() <= 0.5 * reached.sum() if filter in ("lanczos", "bicubic") else np.array_equal(reached, changed)
+        seen += int(reached.sum())
+    assert seen > 0
+
+
+def test_a_mask_is_cut_and_mirrored_with_its_crop() -> None:
+    image = np.arange(30 * 40, dtype=np.uint16).reshape(30, 40, 1)
+    valid = np.random.default_rng(0).random((30, 40)) < 0.8
+    marked = np.where(valid[:, :, None], image, 0)
+    for resize in (None, 30):
+        config = DataConfig(resolution=12, channels=1, resize=resize)
+        for position in range(20):
+            crop, kept = transforms.train_crop(image, config, generator(0, "crop", position), valid)
+            blanked, _ = transforms.train_crop(marked, config, generator(0, "crop", position), valid)
+            assert kept is not None
+            assert np.array_equal(crop * kept[:, :, None], blanked)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.float32])
+def test_bands_are_resampled_each_on_its_own_in_their_own_type(dtype: type) -> None:
+    bands = np.random.default_rng(0).integers(0, 250, (40, 50, 5)).astype(dtype)
+    config = DataConfig(resolution=16, resize=20, channels=5)
+    crop = validation_crop(bands, config, 0)
+    assert crop.dtype == dtype
+    for band in range(5):
+        alone = validation_crop(bands[:, :, [band]], replace(config, channels=1), 0)
+        assert np.array_equal(crop[:, :, band], alone[:, :, 0])
+    if dtype != np.uint8:
+        wide = validation_crop(bands.astype(np.float32), config, 0)
+        assert np.abs(crop - wide).max() <= (0 if dtype == np.float32 else 0.5) + 1e-6

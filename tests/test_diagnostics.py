@@ -13,6 +13,7 @@ from autoencoder.data.pixels import to_images
 from autoencoder.diagnostics import ACTIVE_VARIANCE, LatentStatistics, share_outside, sharpness
 from autoencoder.likelihood import Gaussian
 from autoencoder.model import LOGVAR_RANGE
+from autoencoder.pixel_recipe import PixelRecipe
 from autoencoder.posterior import DiagonalGaussian
 from autoencoder.shuffling import LatentShuffle, Shuffled
 
@@ -121,7 +122,7 @@ def batches(photos: int, crops: int, split: int, seed: int = 0) -> list[Batch]:
 
 def shuffled(parts: list[Batch], likelihood: Gaussian, *, use: float = 1.0, most: int = 64, at_once: int = 7) -> Shuffled | None:
     """For a decoder whose latents are the images, used to a share."""
-    shuffle = LatentShuffle(most)
+    shuffle = LatentShuffle(PixelRecipe(), most)
     for batch in parts:
         images = to_images(batch.pixels)
         shuffle.add(batch, images, -likelihood.log_prob(images, use * images))
@@ -170,7 +171,7 @@ def test_crops_of_one_photo_are_still_decoded_from_each_other() -> None:
 
 
 def test_chosen_images_are_spread_over_the_set() -> None:
-    shuffle = LatentShuffle(10)
+    shuffle = LatentShuffle(PixelRecipe(), 10)
     for batch in batches(1000, 1, 100):
         shuffle.add(batch, torch.zeros(len(batch.position), 1), torch.zeros(len(batch.position)))
     chosen = sorted(row.position for row in shuffle._kept)

@@ -90,7 +90,7 @@ def test_random_crops_follow_each_other_and_are_functions_of_seed_and_row(made: 
     random = ("--data.crop=random", "--data.crops=3", "--data.zoom=[0.8, 1.0]", "--seed=7")
     latents = run(made, tmp_path / "out", *random)
     config = DataConfig(resolution=SIDE, zoom=(0.8, 1.0), flip=False)
-    crops = [train_crop(pixels[row // 3], config, generator(7, "crop", row)) for row in range(15)]
+    crops = [train_crop(pixels[row // 3], config, generator(7, "crop", row))[0] for row in range(15)]
     rows = latents.gather(range(15))
     close(rows.mean, stock(vae, crops)[0])
     assert rows.label.tolist() == [0] * 6 + [1] * 9

@@ -8,13 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autoencoder.pixel_recipe import PixelRecipe
+
+_DTYPES = (np.uint8, np.uint16, np.int16, np.float32)
+
 
 @dataclass(frozen=True)
 class Example:
     """One image of a batch before it is stacked."""
 
     pixels: np.ndarray
-    """(R, R, C), uint8 or uint16."""
+    """(R, R, C), of a dtype that records have."""
     noise: np.ndarray
     """(latent channels, h, w) float32."""
     label: int = -1
@@ -22,6 +26,8 @@ class Example:
     position: int = -1
     photo: int = -1
     weight: float = 0.0
+    valid: np.ndarray | None = None
+    """(R, R) bool; None where no pixel is missing."""
 
 
 @dataclass
@@ -29,7 +35,7 @@ class Batch:
     """Images that go through the network together, with all that is random about them."""
 
     pixels: Tensor
-    """(B, C, R, R), uint8, or uint16 where any image has 16 bits."""
+    """(B, C, R, R), uint8, or uint16 where any image has 16 bits; of a stated range also int16 and float32. 0 where missing."""
     labels: Tensor
     """(B,) int64; -1 where there is none."""
     ids: list[str]
@@ -41,9 +47,11 @@ class Batch:
     photo: Tensor
     """(B,) int64: index in the source of the photo that the crop is from; -1 for padding."""
     weight: Tensor
-    """(B,) float32: 1, or 0 for padding and for validation crops of a bad image."""
+    """(B,) float32: 1, or 0 for padding, for crops of a bad image and for those whose every pixel is missing."""
     bad: list[tuple[str, str]]
     """(id, reason) of images that could not be read while this batch was."""
+    valid: Tensor | None = None
+    """(B, 1, R, R) bool, false where pixels are missing and in padding; None where the recipe lets none be missing."""
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch with its tensors on `device`; copies from pinned memory overlap with computation."""
@@ -59,14 +67,17 @@ class Batch:
         return replace(self, **changed)
 
 
-def stack(examples: list[Example], bad: list[tuple[str, str]]) -> Batch:
-    """Stack at least one example; 8-bit pixels beside 16-bit ones become 257 k, which is the same image value."""
+def stack(examples: list[Example], bad: list[tuple[str, str]], recipe: PixelRecipe) -> Batch:
+    """Stack at least one example.
+
+    At full range 8-bit pixels beside 16-bit ones become 257 k, which is the same image value; of a stated range values stay what they are.
+    """
     height, width, channels = examples[0].pixels.shape
-    deep = any(example.pixels.dtype == np.uint16 for example in examples)
-    pixels = np.empty((len(examples), channels, height, width), dtype=np.uint16 if deep else np.uint8)
+    dtype = np.result_type(*(example.pixels.dtype for example in examples))
+    pixels = np.empty((len(examples), channels, height, width), dtype=dtype if dtype in _DTYPES else np.float32)
     for row, example in zip(pixels, examples, strict=True):
         row[:] = example.pixels.transpose(2, 0, 1)
-        if deep and example.pixels.dtype == np.uint8:
+        if not recipe.ranged and dtype == np.uint16 and example.pixels.dtype == np.uint8:
             row *= 257
     return Batch(
         pixels=torch.from_numpy(pixels),
@@ -77,4 +88,12 @@ def stack(examples: list[Example], bad: list[tuple[str, str]]) -> Batch:
         photo=torch.tensor([example.photo for example in examples]),
         weight=torch.tensor([example.weight for example in examples], dtype=torch.float32),
         bad=bad,
+        valid=torch.from_numpy(np.stack([_valid(example) for example in examples])) if recipe.may_miss else None,
     )
+
+
+def _valid(example: Example) -> np.ndarray:
+    """(1, R, R): what is said, else everything, of padding nothing."""
+    if example.valid is not None:
+        return example.valid[None]
+    return np.full((1, *example.pixels.shape[:2]), example.weight > 0)

@@ -1,56 +1,49 @@
 """Image files to pixels."""
 
-import io
-import os
-
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
-_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+from autoencoder.data.bands import Decoded, DecodeError, Misfit, select
+from autoencoder.data.formats import Data, kind_of, open_upright, read_bands, reasons
+from autoencoder.pixel_recipe import PixelRecipe
+
+__all__ = ["DecodeError", "Decoded", "Misfit", "decode_image"]
+
+_BITS_PER_SAMPLE = 258
 _WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 
 
-class DecodeError(Exception):
-    """A file that is not a whole image; the message is the reason, without the file's name."""
+def decode_image(data: Data, recipe: PixelRecipe) -> Decoded:
+    """Decode a file's bytes or path to the pixels that the recipe takes; `select` says what becomes of other bands.
 
-
-def decode_image(data: bytes | str | os.PathLike[str], channels: int) -> np.ndarray:
-    """Decode a file's bytes or path to pixels (H, W, channels), uint8 or, for 16-bit grey files, uint16.
-
-    EXIF orientation is applied. Transparent images are laid over white. One channel is the ITU-R 601 luma of a
-    colour image; three channels repeat a grey one. Black-and-white images become 0 and 255, palettes and CMYK
+    EXIF orientation is applied. Transparent 8-bit images are laid over white where grey or colour is taken. One channel is the ITU-R 601
+    luma of a colour image; three channels repeat a grey one. Black-and-white images become 0 and 255, palettes and CMYK
     become RGB by their formulas; colour profiles are not applied. Of several frames the first counts.
 
-    Raises DecodeError for broken, truncated and unknown files, and for floating-point images, which have no fixed range.
+    Raises DecodeError for broken, truncated and unknown files, and its subclass Misfit for images that the recipe cannot take.
     """
-    try:
-        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-        return _pixels(image, channels)
-    except UnidentifiedImageError as error:
-        raise DecodeError("not an image of a known format") from error
-    except OSError as error:
-        raise DecodeError(error.strerror or str(error)) from error
-    # PIL's plugins raise whatever their parsing runs into.
-    except Exception as error:
-        raise DecodeError(f"{type(error).__name__}: {error}") from error
+    plain = recipe.channels in (1, 3) and recipe.bands is None and recipe.nodata is None and not recipe.ranged
+    if plain and (pixels := _eight_bit(data, recipe.channels)) is not None:
+        return Decoded(pixels, None, pixels.dtype)
+    return select(read_bands(data, recipe.channels if recipe.bands is None else None), recipe)
 
 
-def _pixels(image: Image.Image, channels: int) -> np.ndarray:
-    if image.mode == "I" or image.mode in _SIXTEEN_BIT:
-        return np.repeat(_sixteen_bit(image)[:, :, None], channels, axis=2)
-    if image.mode == "F":
-        raise ValueError("floating-point images have no fixed range; convert them to 8 or 16 bits")
-    pixels = np.asarray(_over_white(image).convert("L" if channels == 1 else "RGB"))
+def _eight_bit(data: Data, channels: int) -> np.ndarray | None:
+    """Grey or colour by Pillow's own conversions; None for what is not 8-bit, or no image to Pillow."""
+    with reasons():
+        if kind_of(data) in ("npy", "deep png"):
+            return None
+        try:
+            image = open_upright(data)
+        except UnidentifiedImageError:
+            return None
+        # Pillow keeps 8 bits of the 16 that a colour TIFF may have.
+        deep_colour = isinstance(image, TiffImageFile) and max(image.tag_v2.get(_BITS_PER_SAMPLE, (8,))) > 8
+        if deep_colour or image.mode in ("I", "F") or image.mode.startswith("I;16"):
+            return None
+        pixels = np.asarray(_over_white(image).convert("L" if channels == 1 else "RGB"))
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
-
-
-def _sixteen_bit(image: Image.Image) -> np.ndarray:
-    values = np.asarray(image)
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError(f"32-bit values from {values.min()} to {values.max()} do not fit 16 bits")
-    return values.astype(np.uint16)
 
 
 def _over_white(image: Image.Image) -> Image.Image:

@@ -3,10 +3,10 @@
 import importlib.util
 import os
 
-import numpy as np
-
-from autoencoder.data.decode import decode_image
-from autoencoder.data.sources import Record, digest
+from autoencoder.data.decode import Decoded, Misfit, decode_image
+from autoencoder.data.sources import BadImage, Record, digest
+from autoencoder.data_config import DataConfig
+from autoencoder.pixel_recipe import recipe_of
 from autoencoder.runtime.errors import UsageError
 
 # Both views of the motorcycle stay on one side: they show the same scene.
@@ -19,8 +19,8 @@ class DemoSource:
 
     in_memory = True
 
-    def __init__(self, split: str, channels: int) -> None:
-        files = [os.path.join(_folder(), name) for name in (TRAIN if split == "train" else VALIDATION)]
+    def __init__(self, split: str, config: DataConfig) -> None:
+        self._files = files = [os.path.join(_folder(), name) for name in (TRAIN if split == "train" else VALIDATION)]
         for file in files:
             if not os.path.exists(file):
                 raise UsageError(
@@ -29,7 +29,7 @@ class DemoSource:
         self.name = f"demo ({split})"
         self._ids = [os.path.splitext(os.path.basename(file))[0] for file in files]
         self.labels: list[str] | None = sorted(self._ids)
-        self._pixels: list[np.ndarray] = [decode_image(file, channels) for file in files]
+        self._images = [_decoded(file, config) for file in files]
         self.fingerprint = digest(self._ids, files)
 
     def __len__(self) -> int:
@@ -37,7 +37,20 @@ class DemoSource:
 
     def read(self, index: int) -> Record:
         assert self.labels is not None
-        return Record(self._pixels[index], self.labels.index(self._ids[index]), self._ids[index])
+        image = self._images[index]
+        if isinstance(image, Misfit):
+            raise BadImage.of(self._ids[index], image)
+        return Record(image.pixels, self.labels.index(self._ids[index]), self._ids[index], image.valid)
+
+    def encoded(self, index: int) -> tuple[str, str]:
+        return self._files[index], self._ids[index]
+
+
+def _decoded(file: str, config: DataConfig) -> Decoded | Misfit:
+    try:
+        return decode_image(file, recipe_of(config))
+    except Misfit as error:
+        return error
 
 
 def _folder() -> str:

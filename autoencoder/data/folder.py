@@ -7,6 +7,8 @@ import numpy as np
 from autoencoder.data.decode import DecodeError, decode_image
 from autoencoder.data.paths import folder_splits, visible_subfolders, walk_images
 from autoencoder.data.sources import BadImage, Record, digest
+from autoencoder.data_config import DataConfig
+from autoencoder.pixel_recipe import recipe_of
 from autoencoder.runtime.errors import ConfigError
 
 
@@ -19,7 +21,7 @@ class FolderSource:
 
     in_memory = False
 
-    def __init__(self, root: str, split: str, channels: int, key: str) -> None:
+    def __init__(self, root: str, split: str, config: DataConfig, key: str) -> None:
         splits = folder_splits(root)
         self._root = os.path.join(root, split) if splits else root
         names = list(walk_images(self._root))
@@ -35,16 +37,19 @@ class FolderSource:
         # Arrays, not lists: loader processes then share the pages, which reference counts of strings would copy.
         self._labels = np.array([index[name.split(os.sep)[0]] if labelled else -1 for name in names], dtype=np.int32)
         self._names = np.array([os.fsencode(name) for name in names])
-        self._channels = channels
+        self._recipe = recipe_of(config)
 
     def __len__(self) -> int:
         return len(self._names)
 
     def read(self, index: int) -> Record:
-        name = os.fsdecode(bytes(self._names[index]))
-        id = name.replace(os.sep, "/")
+        path, id = self.encoded(index)
         try:
-            pixels = decode_image(os.path.join(self._root, name), self._channels)
+            image = decode_image(path, self._recipe)
         except DecodeError as error:
-            raise BadImage(id, str(error)) from error
-        return Record(pixels, int(self._labels[index]), id)
+            raise BadImage.of(id, error) from error
+        return Record(image.pixels, int(self._labels[index]), id, image.valid)
+
+    def encoded(self, index: int) -> tuple[str, str]:
+        name = os.fsdecode(bytes(self._names[index]))
+        return os.path.join(self._root, name), name.replace(os.sep, "/")

@@ -9,13 +9,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch import Tensor
 
-from autoencoder.config import DataConfig
 from autoencoder.data.batch import Batch, Example, stack
 from autoencoder.data.order import sample_index
 from autoencoder.data.sources import BadImage, Record, Source
 from autoencoder.data.steps import Steps, part
 from autoencoder.data.transforms import train_crop, validation_crop
 from autoencoder.data.workers import load, spare_cores
+from autoencoder.data_config import DataConfig
+from autoencoder.pixel_recipe import recipe_of
 from autoencoder.runtime.errors import UsageError
 from autoencoder.runtime.rng import generator
 
@@ -85,7 +86,7 @@ class ValidationSet:
 
     def batch(self, positions: Sequence[int]) -> Batch:
         """The crops at these positions."""
-        return stack(*self._crops.examples(positions))
+        return stack(*self._crops.examples(positions), self._crops.recipe)
 
     def pixels(self, positions: Sequence[int]) -> Tensor:
         """The crops at these positions, (N, C, R, R)."""
@@ -98,18 +99,18 @@ class ValidationSet:
 class _Microbatches:
     def __init__(self, source: Source, config: DataConfig, seed: int, steps: Steps, latent_shape: tuple[int, ...]) -> None:
         self._source, self._config, self._seed = source, config, seed
-        self._steps, self._latent_shape = steps, latent_shape
+        self._steps, self._latent_shape, self._recipe = steps, latent_shape, recipe_of(config)
 
     def __getitem__(self, number: int) -> Batch:
         bad: list[tuple[str, str]] = []
         examples = [self._example(position, bad) for position in self._steps.positions(number)]
-        return stack(examples or [_padding(self._config, self._latent_shape)], bad)
+        return stack(examples or [_padding(self._config, self._latent_shape)], bad, self._recipe)
 
     def _example(self, position: int, bad: list[tuple[str, str]]) -> Example:
         record, photo = _read_or_next(self._source, sample_index(self._seed, len(self._source), position), self._config.max_bad, bad)
-        crop = train_crop(record.pixels, self._config, generator(self._seed, "crop", position))
+        crop = train_crop(record.pixels, self._config, generator(self._seed, "crop", position), record.valid)
         noise = generator(self._seed, "noise", position).standard_normal(self._latent_shape, dtype=np.float32)
-        return Example(crop, noise, record.label, record.id, position, photo, weight=1.0)
+        return _example(crop, noise, record, record.id, position, photo)
 
 
 class _ValidationBatches:
@@ -117,6 +118,7 @@ class _ValidationBatches:
         self, source: Source, config: DataConfig, seed: int, batch_size: int, latent_shape: tuple[int, ...], rank: int, world: int
     ) -> None:
         self._source, self._config, self._seed, self._latent_shape = source, config, seed, latent_shape
+        self.recipe = recipe_of(config)
         self._crops_an_image = config.validation_grid**2
         self.crops = len(source) * self._crops_an_image
         self._share, self._batch_size = part(range(self.crops), rank, world), batch_size
@@ -127,7 +129,7 @@ class _ValidationBatches:
 
     def __getitem__(self, number: int) -> Batch:
         examples, bad = self.examples(self._share[number * self._batch_size : (number + 1) * self._batch_size])
-        return stack(examples or [_padding(self._config, self._latent_shape)], bad)
+        return stack(examples or [_padding(self._config, self._latent_shape)], bad, self.recipe)
 
     def examples(self, positions: Sequence[int]) -> tuple[list[Example], list[tuple[str, str]]]:
         """The crops at these positions, each image read once, and the bad images among them."""
@@ -147,7 +149,13 @@ class _ValidationBatches:
         photo, k = divmod(position, self._crops_an_image)
         noise = generator(self._seed, "validation", position).standard_normal(self._latent_shape, dtype=np.float32)
         id = record.id if self._crops_an_image == 1 else f"{record.id}#{k}"
-        return Example(validation_crop(record.pixels, self._config, k), noise, record.label, id, position, photo, weight=1.0)
+        return _example(validation_crop(record.pixels, self._config, k, record.valid), noise, record, id, position, photo)
+
+
+def _example(crop: tuple[np.ndarray, np.ndarray | None], noise: np.ndarray, record: Record, id: str, position: int, photo: int) -> Example:
+    """A crop of a record; one whose every pixel is missing weighs nothing."""
+    pixels, valid = crop
+    return Example(pixels, noise, record.label, id, position, photo, weight=1.0 if valid is None or valid.any() else 0.0, valid=valid)
 
 
 def _read_or_next(source: Source, index: int, max_bad: int, bad: list[tuple[str, str]]) -> tuple[Record, int]:

@@ -12,7 +12,7 @@ from autoencoder.runtime.errors import ConfigError, UsageError
 # fmt: off
 IMAGE_EXTENSIONS = (
     ".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg",
-    ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
+    ".npy", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
 )
 # fmt: on
 VALIDATION_SPLITS = ("validation", "val", "valid", "dev", "test")

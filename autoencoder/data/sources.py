@@ -8,8 +8,11 @@ from typing import Protocol
 
 import numpy as np
 
-from autoencoder.config import DataConfig
+from autoencoder.data.bands import DecodeError, Misfit
+from autoencoder.data.formats import Data
+from autoencoder.data.order import spread
 from autoencoder.data.paths import VALIDATION_SPLITS, folder_splits, locate
+from autoencoder.data_config import DataConfig
 from autoencoder.runtime.errors import ConfigError
 from autoencoder.runtime.rng import generator
 
@@ -19,19 +22,27 @@ class Record:
     """One image as it was read."""
 
     pixels: np.ndarray
-    """(H, W, C), uint8 or uint16."""
+    """(H, W, C), uint8 or uint16, of a stated range also int16 or float32; 0 where missing."""
     label: int
     """Class, or -1 where there is none."""
     id: str
     """Its name within the source."""
+    valid: np.ndarray | None = None
+    """(H, W) bool, false where pixels are missing; None where none can be."""
 
 
 class BadImage(Exception):
     """An image that cannot be read; the loader takes another in its place."""
 
-    def __init__(self, id: str, reason: str) -> None:
-        self.id, self.reason = id, reason
-        super().__init__(id, reason)
+    def __init__(self, id: str, reason: str, misfit: str | None = None) -> None:
+        """`misfit` is the setting that a whole image does not fit, None for a broken one."""
+        self.id, self.reason, self.misfit = id, reason, misfit
+        super().__init__(id, reason, misfit)
+
+    @classmethod
+    def of(cls, id: str, error: DecodeError) -> "BadImage":
+        """The image of this name that raised `error`."""
+        return cls(id, str(error), error.key if isinstance(error, Misfit) else None)
 
 
 class Source(Protocol):
@@ -53,6 +64,14 @@ class Source(Protocol):
         ...
 
 
+class Files(Source, Protocol):
+    """A source whose images can be had encoded."""
+
+    def encoded(self, index: int) -> tuple[Data, str]:
+        """Bytes or path of the image at `index`, and its name within the source; raises BadImage where there are none."""
+        ...
+
+
 class Subset:
     """The images of `source` at `indices`, in that order."""
 
@@ -69,10 +88,17 @@ class Subset:
 
 
 def open_source(source: str, *, split: str, config: DataConfig, key: str = "data.source") -> Source:
-    """Open what `source` names; ConfigError under `key` where it cannot be opened.
+    """Open what `source` names; ConfigError under `key` where it cannot be opened, and under the setting that its images do not fit.
 
     `split` is one of the source's splits; sources without splits (files, folders that are not split) have one, `train`.
     """
+    found = open_files(source, split, config, key)
+    _check_fit(found, config, key.rpartition(".")[0])
+    return found
+
+
+def open_files(source: str, split: str, config: DataConfig, key: str) -> Files:
+    """Open what `source` names, whatever its images look like."""
     location = locate(source, key)
     if location.kind == "hub":
         from autoencoder.data.table import open_hub
@@ -85,15 +111,30 @@ def open_source(source: str, *, split: str, config: DataConfig, key: str = "data
         case "demo":
             from autoencoder.data.demo import DemoSource
 
-            return DemoSource(split, config.channels)
+            return DemoSource(split, config)
         case "folder":
             from autoencoder.data.folder import FolderSource
 
-            return FolderSource(location.paths[0], split, config.channels, key)
+            return FolderSource(location.paths[0], split, config, key)
         case _:
-            from autoencoder.data.table import open_files
+            from autoencoder.data.table import open_tables
 
-            return open_files(location, source, config, key)
+            return open_tables(location, source, config, key)
+
+
+def _check_fit(source: Source, config: DataConfig, room: str) -> None:
+    """Look at three images: ConfigError where most of those that can be read do not fit the settings, as then most of all will not."""
+    whole, misfits = 0, []
+    for index in spread(len(source), 3).tolist():
+        try:
+            source.read(index)
+            whole += 1
+        except BadImage as error:
+            misfits += [error] if error.misfit else []
+    if len(misfits) > whole:
+        first = misfits[0]
+        given = None if first.misfit is None else getattr(config, first.misfit)
+        raise ConfigError(f"{room}.{first.misfit}", given, f"{source.name}: {first.id} does not fit: {first.reason}")
 
 
 def open_train_and_validation(config: DataConfig) -> tuple[Source, Source]:

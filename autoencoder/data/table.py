@@ -1,16 +1,19 @@
 """Images in tables: parquet, WebDataset and the hub, through `datasets`, which keeps an Arrow copy in its cache."""
 
 import os
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import datasets
 import pyarrow
 from datasets import ClassLabel, Dataset, Image, Value
+from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
-from autoencoder.config import DataConfig
 from autoencoder.data.decode import DecodeError, decode_image
 from autoencoder.data.paths import Location
 from autoencoder.data.sources import BadImage, Record, digest
+from autoencoder.data_config import DataConfig
+from autoencoder.pixel_recipe import recipe_of
 from autoencoder.runtime.errors import ConfigError
 
 
@@ -28,7 +31,7 @@ class TableSource:
         self._label = _label_column(table, config.label_column, f"{room}.label_column")
         self.labels, self._classes = _classes(table, self._label)
         self._whole, self._table = table, table.select_columns([self._image] + ([self._label] if self._label else []))
-        self._channels = config.channels
+        self._recipe = recipe_of(config)
 
     def __len__(self) -> int:
         return len(self._table)
@@ -47,24 +50,35 @@ class TableSource:
 
     def read(self, index: int) -> Record:
         row = self._table[int(index)]
+        data, id = self._data(index, row)
+        try:
+            image = decode_image(data, self._recipe)
+        except DecodeError as error:
+            raise BadImage.of(id, error) from error
+        value = row[self._label] if self._label else None
+        label = -1 if value is None else self._classes[value] if self._classes is not None else int(value)
+        return Record(image.pixels, label, id, image.valid)
+
+    def encoded(self, index: int) -> tuple[bytes | str, str]:
+        return self._data(index, self._table[int(index)])
+
+    def _data(self, index: int, row: dict[str, Any]) -> tuple[bytes | str, str]:
         data, path = _encoded(row[self._image])
         id = f"{index}:{path}" if path else str(index)
         if not data:
             raise BadImage(id, "the cell is empty")
-        try:
-            pixels = decode_image(data, self._channels)
-        except DecodeError as error:
-            raise BadImage(id, str(error)) from error
-        value = row[self._label] if self._label else None
-        label = -1 if value is None else self._classes[value] if self._classes is not None else int(value)
-        return Record(pixels, label, id)
+        return data, id
 
 
-def open_files(location: Location, source: str, config: DataConfig, key: str) -> TableSource:
+def open_tables(location: Location, source: str, config: DataConfig, key: str) -> TableSource:
     """The rows of parquet or WebDataset files."""
     names = [os.path.basename(file) for file in location.paths]
     try:
-        table = _load(location.kind, data_files={"train": list(location.paths)}, split="train")
+        table = (
+            _tars(location.paths)
+            if location.kind == "webdataset"
+            else _load("parquet", data_files={"train": list(location.paths)}, split="train")
+        )
     except Exception as error:
         raise ConfigError(key, source, f"cannot be read as {location.kind}: {_reason(error)}; check the files") from error
     return TableSource(table, name=source, fingerprint=digest(names, location.paths), config=config, key=key)
@@ -94,6 +108,20 @@ def _load(name: str, **arguments: Any) -> Dataset:
     # What goes wrong is raised and becomes our one message; `datasets` would log it as well.
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     return datasets.load_dataset(name, **arguments)
+
+
+class _Tars(WebDataset):
+    """WebDataset with .npy members as encoded images beside the others: decoded, they would be kept as nested lists."""
+
+    IMAGE_EXTENSIONS: ClassVar[list[str]] = [*WebDataset.IMAGE_EXTENSIONS, "npy"]
+    DECODERS: ClassVar[dict[str, Any]] = {ending: decode for ending, decode in WebDataset.DECODERS.items() if ending != "npy"}
+
+
+def _tars(files: Sequence[str]) -> Dataset:
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    builder = _Tars(dataset_name="firststage_webdataset", data_files={"train": list(files)})
+    builder.download_and_prepare()
+    return builder.as_dataset(split="train")
 
 
 def _unreachable(name: str, key: str, error: Exception) -> ConfigError:

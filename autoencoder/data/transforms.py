@@ -1,7 +1,8 @@
-"""Crops of pixels (H, W, C), uint8 or uint16; they keep the dtype.
+"""Crops of pixels (H, W, C) and of the mask (H, W) that says which are valid; they keep the dtype.
 
 A crop is cut from the image scaled by a factor. Only the crop is resampled: its box in the unscaled image, with the
-neighbourhood that the filter reaches, gives the same pixels as scaling the whole image first.
+neighbourhood that the filter reaches, gives the same pixels as scaling the whole image first. A pixel of a resampled crop is
+valid where the filter reaches valid pixels only: what stands in the missing ones changes no valid pixel of a crop.
 """
 
 import math
@@ -9,7 +10,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from autoencoder.config import DataConfig
+from autoencoder.data_config import DataConfig
 
 _FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
@@ -20,8 +21,10 @@ _FILTERS = {
 _REACH = {"lanczos": 3.0, "bicubic": 2.0, "bilinear": 1.0, "box": 0.5}
 
 
-def train_crop(pixels: np.ndarray, config: DataConfig, rng: np.random.Generator) -> np.ndarray:
-    """A training crop (R, R, C) by four uniform draws of `rng`: zoom, row, column, flip; then one of a channel order.
+def train_crop(
+    pixels: np.ndarray, config: DataConfig, rng: np.random.Generator, valid: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """A training crop (R, R, C), and of the mask, by four uniform draws of `rng`: zoom, row, column, flip; then one of a channel order.
 
     The image is scaled (`resize`, then the zoom where crops are random), enlarged where it is smaller than the crop,
     cut and perhaps mirrored, and its channels perhaps put into another order.
@@ -36,20 +39,28 @@ def train_crop(pixels: np.ndarray, config: DataConfig, rng: np.random.Generator)
     else:
         height, width = _scaled(pixels, config)
         top, left = (height - config.resolution) // 2, (width - config.resolution) // 2
-    crop = _cut(pixels, (height, width), top, left, config)
-    crop = crop[:, ::-1] if config.flip and mirror < 0.5 else crop
-    return crop[:, :, order]
+    crop, crop_valid = _cut(pixels, valid, (height, width), top, left, config)
+    if config.flip and mirror < 0.5:
+        crop, crop_valid = mirrored(crop), None if crop_valid is None else mirrored(crop_valid)
+    return crop[:, :, order], crop_valid
 
 
-def validation_crop(pixels: np.ndarray, config: DataConfig, k: int) -> np.ndarray:
-    """Crop k, row by row, of the grid of crops (R, R, C) around the image's centre.
+def validation_crop(
+    pixels: np.ndarray, config: DataConfig, k: int, valid: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Crop k, row by row, of the grid of crops (R, R, C) around the image's centre, and of the mask.
 
     They lie side by side where the scaled image has room for them, and overlap evenly where it has not.
     """
     size = _scaled(pixels, config)
     row, column = divmod(k, config.validation_grid)
     top, left = (_grid_offset(length, config, cell) for length, cell in zip(size, (row, column), strict=True))
-    return _cut(pixels, size, top, left, config)
+    return _cut(pixels, valid, size, top, left, config)
+
+
+def mirrored(crop: np.ndarray) -> np.ndarray:
+    """A crop, or its mask, with left and right exchanged."""
+    return crop[:, ::-1]
 
 
 def _scaled(pixels: np.ndarray, config: DataConfig, zoom: float = 1.0) -> tuple[int, int]:
@@ -66,28 +77,61 @@ def _grid_offset(length: int, config: DataConfig, cell: int) -> int:
     return (length - span) // 2 + round(cell * step)
 
 
-def _cut(pixels: np.ndarray, size: tuple[int, int], top: int, left: int, config: DataConfig) -> np.ndarray:
-    """The crop at (top, left) of the image scaled to `size`."""
+def _cut(
+    pixels: np.ndarray, valid: np.ndarray | None, size: tuple[int, int], top: int, left: int, config: DataConfig
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The crop at (top, left) of the image scaled to `size`, and of the mask."""
     side = config.resolution
     if size == pixels.shape[:2]:
-        return pixels[top : top + side, left : left + side]
+        window = np.s_[top : top + side, left : left + side]
+        return pixels[window], None if valid is None else valid[window]
     down, across = pixels.shape[0] / size[0], pixels.shape[1] / size[1]
     box = (left * across, top * down, (left + side) * across, (top + side) * down)
     # Pixels beyond the filter's reach have no weight; converting them to PIL would cost more than the resampling.
     margin_y, margin_x = (math.ceil(_REACH[config.filter] * max(1.0, scale)) + 1 for scale in (down, across))
     y, x = max(0, math.floor(box[1]) - margin_y), max(0, math.floor(box[0]) - margin_x)
-    near = pixels[y : math.ceil(box[3]) + margin_y, x : math.ceil(box[2]) + margin_x]
+    near = np.s_[y : math.ceil(box[3]) + margin_y, x : math.ceil(box[2]) + margin_x]
+    height, width = pixels[near].shape[:2]
     # Rounding may put the far edge an ulp beyond the image, which PIL refuses.
-    inside = (box[0] - x, box[1] - y, min(box[2] - x, near.shape[1]), min(box[3] - y, near.shape[0]))
-    return _resample(near, inside, side, config.filter)
+    inside = (box[0] - x, box[1] - y, min(box[2] - x, width), min(box[3] - y, height))
+    crop_valid = None if valid is None else _resample_valid(valid[near], inside, side, config.filter)
+    return _resample(pixels[near], inside, side, config.filter), crop_valid
 
 
 def _resample(pixels: np.ndarray, box: tuple[float, float, float, float], side: int, filter: str) -> np.ndarray:
     def resized(plane: np.ndarray) -> np.ndarray:
         return np.asarray(Image.fromarray(plane).resize((side, side), _FILTERS[filter], box))
 
+    channels = pixels.shape[2]
+    if pixels.dtype == np.uint8 and channels in (1, 3):
+        return resized(pixels if channels == 3 else pixels[:, :, 0]).reshape(side, side, -1)
     if pixels.dtype == np.uint8:
-        return resized(pixels if pixels.shape[2] == 3 else pixels[:, :, 0]).reshape(side, side, -1)
-    # PIL resamples 16-bit values as floating point only, a channel at a time.
-    planes = [resized(pixels[:, :, channel].astype(np.float32)) for channel in range(pixels.shape[2])]
-    return np.stack(planes, axis=2).round().clip(0, 65535).astype(np.uint16)
+        return np.stack([resized(np.ascontiguousarray(pixels[:, :, channel])) for channel in range(channels)], axis=2)
+    # PIL resamples other values as floating point only, a channel at a time.
+    planes = np.stack([resized(pixels[:, :, channel].astype(np.float32)) for channel in range(channels)], axis=2)
+    if pixels.dtype == np.float32:
+        return planes
+    ends = np.iinfo(pixels.dtype)
+    return planes.round().clip(ends.min, ends.max).astype(pixels.dtype)
+
+
+def _resample_valid(valid: np.ndarray, box: tuple[float, float, float, float], side: int, filter: str) -> np.ndarray:
+    """Which pixels of the resampled box no missing pixel has a weight in: those of whose neighbourhood none is missing."""
+    missing = np.zeros((valid.shape[0] + 1, valid.shape[1] + 1), np.int64)
+    missing[1:, 1:] = (~valid).cumsum(0).cumsum(1)
+    (top, bottom), (left, right) = (
+        _neighbourhoods(box[axis], box[axis + 2], side, length, _REACH[filter])
+        for axis, length in ((1, valid.shape[0]), (0, valid.shape[1]))
+    )
+    bottom, top = bottom[:, None], top[:, None]
+    none_missing: np.ndarray = missing[bottom, right] - missing[top, right] - missing[bottom, left] + missing[top, left] == 0
+    return none_missing
+
+
+def _neighbourhoods(start: float, end: float, side: int, length: int, reach: float) -> tuple[np.ndarray, np.ndarray]:
+    """First and last (exclusive) source pixel that the filter weighs, of each of `side` pixels between `start` and `end`."""
+    scale = (end - start) / side
+    centre = start + (np.arange(side) + 0.5) * scale
+    support = reach * max(1.0, scale)
+    first, last = np.floor(centre - support + 0.5), np.floor(centre + support + 0.5)
+    return first.clip(0, length).astype(np.int64), last.clip(0, length).astype(np.int64)

@@ -2,11 +2,12 @@
 
 import numpy as np
 
-from autoencoder.config import DataConfig
 from autoencoder.data.batch import Batch, Example, stack
 from autoencoder.data.sources import BadImage, Record, Source
-from autoencoder.data.transforms import train_crop, validation_crop
+from autoencoder.data.transforms import mirrored, train_crop, validation_crop
+from autoencoder.data_config import DataConfig
 from autoencoder.latents.plan import Plan
+from autoencoder.pixel_recipe import recipe_of
 from autoencoder.runtime.rng import generator
 
 _NO_NOISE = np.empty(0, np.float32)
@@ -22,6 +23,7 @@ class CropBatches:
     def __init__(self, source: Source, plan: Plan, config: DataConfig, ranges: list[range]) -> None:
         self._source, self._config, self._ranges = source, config, ranges
         self._views, self._mirrors, self._seed = plan.views, bool(plan.recipe["mirrors"]), int(plan.recipe["seed"])
+        self._recipe = recipe_of(config)
         self._last: tuple[int, Record | BadImage] | None = None
 
     def __len__(self) -> int:
@@ -39,8 +41,9 @@ class CropBatches:
                 black = np.zeros((side, side, self._config.channels), np.uint8)
                 examples.append(Example(black, _NO_NOISE, id=read.id, position=row, photo=image))
             else:
-                examples.append(Example(self._crop(read, image, view), _NO_NOISE, read.label, read.id, row, image, weight=1.0))
-        return stack(examples, list(bad.items()))
+                pixels, valid = self._crop(read, image, view)
+                examples.append(Example(pixels, _NO_NOISE, read.label, read.id, row, image, weight=1.0, valid=valid))
+        return stack(examples, list(bad.items()), self._recipe)
 
     def _read(self, image: int) -> Record | BadImage:
         if self._last is None or self._last[0] != image:
@@ -50,11 +53,11 @@ class CropBatches:
                 self._last = image, error
         return self._last[1]
 
-    def _crop(self, record: Record, image: int, view: int) -> np.ndarray:
-        k, mirrored = divmod(view, 2) if self._mirrors else (view, 0)
+    def _crop(self, record: Record, image: int, view: int) -> tuple[np.ndarray, np.ndarray | None]:
+        k, mirror = divmod(view, 2) if self._mirrors else (view, 0)
         if self._config.crop == "random":
             crops = self._views // (2 if self._mirrors else 1)
-            crop = train_crop(record.pixels, self._config, generator(self._seed, "crop", image * crops + k))
+            crop, valid = train_crop(record.pixels, self._config, generator(self._seed, "crop", image * crops + k), record.valid)
         else:
-            crop = validation_crop(record.pixels, self._config, 0)
-        return crop[:, ::-1] if mirrored else crop
+            crop, valid = validation_crop(record.pixels, self._config, 0, record.valid)
+        return (mirrored(crop), None if valid is None else mirrored(valid)) if mirror else (crop, valid)

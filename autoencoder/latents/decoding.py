@@ -8,13 +8,13 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
-from autoencoder.artifact import recipe_of
+from autoencoder.artifact import preprocessing_of
 from autoencoder.data.order import spread
-from autoencoder.data.pixels import to_pixels
 from autoencoder.identity import Identity, check_identity, identity
 from autoencoder.latents.opened import open_latents
 from autoencoder.latents.reader import LatentsError
 from autoencoder.model import decode, decoded_at_once, downsampling, load
+from autoencoder.preview import Preview
 from autoencoder.reconstruct import ReconstructConfig
 from autoencoder.report.pictures import plain_grid
 from autoencoder.runtime.errors import ConfigError
@@ -46,7 +46,8 @@ def decode_latents(config: ReconstructConfig, path: Path, model: str) -> None:
     chosen = _from_file(path, config.rows) if path.is_file() else _from_folder(path, config.rows)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     vae = load(model, subfolder=config.subfolder, revision=config.revision, variant=config.variant)
-    given = identity(vae, recipe_of(vae, model, config.subfolder)["pixels"])
+    preprocessing = preprocessing_of(vae, model, config.subfolder)
+    given, preview = identity(vae, preprocessing["pixels"]), Preview.from_json(preprocessing)
     made_by = Identity(chosen.encoder_hash or given.encoder_hash, chosen.decoder_hash or given.decoder_hash)
     for note in check_identity(made_by, given, key="model", what=str(path), allow=config.allow_vae_mismatch):
         print(note, file=sys.stderr)
@@ -60,8 +61,8 @@ def decode_latents(config: ReconstructConfig, path: Path, model: str) -> None:
     pictures = []
     batch = decoded_at_once(max(chosen.mean.shape[2:]) * downsampling(vae))
     for start in range(0, len(chosen.ids), batch):
-        pixels = to_pixels(decode(vae, chosen.mean[start : start + batch].to(device))).cpu()
-        for row, picture in enumerate(pixels, start):
+        decoded = decode(vae, chosen.mean[start : start + batch].to(device))
+        for row, picture in enumerate(preview.each(decoded), start):
             channels_last = picture.permute(1, 2, 0).numpy()
             Image.fromarray(channels_last[:, :, 0] if len(picture) == 1 else channels_last).save(out / f"{chosen.ids[row]:08d}.png")
             if row in pictured:

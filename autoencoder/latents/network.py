@@ -7,6 +7,7 @@ from autoencoder.data.batch import Batch
 from autoencoder.data.pixels import to_images
 from autoencoder.latents.plan import Plan
 from autoencoder.model import AutoencoderKL, encode
+from autoencoder.pixel_recipe import PixelRecipe
 from autoencoder.runtime.errors import TrainingError
 
 _AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -21,12 +22,14 @@ class Encoder:
             # What the recipe calls fp32 is to be that: by default convolutions on GPUs round their inputs to 10 bits.
             torch.backends.cudnn.allow_tf32 = False
         self._precision, self._moments = plan.recipe["precision"], plan.recipe["moments"]
+        self._pixels = PixelRecipe.from_json(plan.recipe["pixels"])
         self._dtype, self._shape = {"fp32": np.float32, "fp16": np.float16}[plan.recipe["dtype"]], plan.shape
 
     @torch.inference_mode()
     def __call__(self, batch: Batch) -> dict[str, np.ndarray]:
         """Raises TrainingError naming the image where a moment is not finite, or does not fit the stored dtype."""
-        images = to_images(batch.pixels.to(self._device, non_blocking=True))
+        placed = batch.to(self._device)
+        images = to_images(placed.pixels, self._pixels, placed.valid)
         with torch.autocast(self._device.type, dtype=_AUTOCAST[self._precision], enabled=self._precision != "fp32"):
             posterior = encode(self._vae, images)
         exact = {"mean": posterior.mean, **({"logvar": posterior.logvar} if self._moments else {})}

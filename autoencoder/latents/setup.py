@@ -17,9 +17,10 @@ from autoencoder.latents.folder import VAE
 from autoencoder.latents.plan import Plan
 from autoencoder.model import AutoencoderKL, downsampling, load
 from autoencoder.model_path import folder_of
+from autoencoder.obeying import obeying
 from autoencoder.runtime.config_file import plain
 from autoencoder.runtime.device import choose_precision, describe
-from autoencoder.runtime.errors import ConfigError, UsageError
+from autoencoder.runtime.errors import ConfigError
 from autoencoder.runtime.files import partial, put
 from autoencoder.runtime.versions import versions
 
@@ -60,10 +61,12 @@ def set_up(config: EncodeConfig) -> Setup:
     known = None if found is None else artifact.load_preprocessing(found)
     data = _crops(config, vae, known)
     assert config.data.source is not None
-    source = open_source(config.data.source, split=config.data.split, config=data)
+    with obeying(artifact.pixels_of(vae, known), config.model, key="data.source", given=config.data.source):
+        source = open_source(config.data.source, split=config.data.split, config=data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = choose_precision(config.precision, device, "precision")
-    preprocessing = {key: known[key] for key in ("pixels", "crops")} if known else artifact.preprocessing(data, 256)
+    told: dict[str, Any] = known or artifact.preprocessing(data, 256)
+    preprocessing: dict[str, Any] = {key: told[key] for key in ("pixels", "crops", "preview") if key in told}
     hashes = identity(vae, preprocessing["pixels"])
     settings = {key: plain(getattr(data, key)) for key in ("split", "resolution", "resize", "filter", "crop", "zoom")}
     asked = {key: getattr(config.data, key) for key in ("crops", "image_column", "label_column", "columns")}
@@ -97,9 +100,7 @@ def _crops(config: EncodeConfig, vae: AutoencoderKL, known: dict[str, Any] | Non
         raise ConfigError(
             "data.resolution", None, "give the side of the crops in pixels: this model has no preprocessing.json to take it from"
         )
-    channels, factor = int(vae.config["in_channels"]), downsampling(vae)
-    if channels not in (1, 3):
-        raise UsageError(f"model: {config.model} takes images of {channels} channels; give one for 3 (RGB) or 1 (grey)")
+    factor = downsampling(vae)
     if resolution % factor:
         raise ConfigError("data.resolution", resolution, f"give a multiple of {factor}, the network's downsampling factor")
     assert given.source is not None
@@ -110,7 +111,7 @@ def _crops(config: EncodeConfig, vae: AutoencoderKL, known: dict[str, Any] | Non
             image_column=given.image_column,
             label_column=given.label_column,
             resolution=resolution,
-            channels=channels,
+            **artifact.pixels_of(vae, known).data_settings(),
             resize=resize,
             crop=given.crop,
             zoom=given.zoom,
