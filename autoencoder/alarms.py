@@ -40,6 +40,8 @@ CLEARS = 2.0
 
 MISSED = 0.1
 """Distance |ln(figure / target)| of a KL or a squared error from which its control has missed: a tenth of the KL, 0.4 dB of PSNR."""
+OF_THE_ENCODER = ("collapse", "dominating_kl", "idle_channels", "logvar_at_clamp", "target_missed")
+"""Alarms that only another encoder would clear: none is raised about one that is frozen."""
 LATE = {"target_missed": 0.5}
 """Share of the run before which an alarm is not judged, where that is later than for the others: a control needs time to arrive."""
 
@@ -66,6 +68,8 @@ class Subject:
     """What is minimised, so that no remedy is what is in force already."""
     encoder_steps: bool = False
     """Whether the encoder has steps of its own."""
+    frozen_encoder: bool = False
+    """Whether the encoder stays as it was given."""
 
     @classmethod
     def of(cls, config: TrainAutoencoderConfig, latent_shape: tuple[int, int, int]) -> "Subject":
@@ -84,7 +88,12 @@ class Subject:
             batch=config.train.batch_size,
             objective=config.objective,
             encoder_steps=config.experimental.encoder_steps > 0,
+            frozen_encoder=config.model.train == "decoder",
         )
+
+    def judges(self, name: str) -> bool:
+        """Whether the alarm `name` has a remedy here."""
+        return not (self.frozen_encoder and name in OF_THE_ENCODER)
 
     def alarm(self, name: str, message: str) -> Alarm:
         """An alarm with its remedy."""
@@ -236,5 +245,5 @@ AT_VALIDATION: dict[str, Callable[[Figures, Subject], Finding | None]] = {
 
 def validation_alarms(seen: Figures, subject: Subject) -> list[Alarm]:
     """The alarms that the figures of one validation raise by themselves."""
-    found = {name: rule(seen, subject) for name, rule in AT_VALIDATION.items()}
+    found = {name: rule(seen, subject) for name, rule in AT_VALIDATION.items() if subject.judges(name)}
     return [subject.alarm(name, finding.message) for name, finding in found.items() if finding is not None and finding.bad]

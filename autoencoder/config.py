@@ -1,92 +1,15 @@
 """The autoencoder stage's configuration. Torch-free: every command's --help is built from it."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from autoencoder.data_config import DataConfig
 from autoencoder.experimental.config import ExperimentalConfig, check_objective
+from autoencoder.freezing import check_frozen
+from autoencoder.model_config import ModelConfig
 from autoencoder.objective_config import ObjectiveConfig
 from autoencoder.runtime.config import CheckpointConfig, LogConfig, OptimizerConfig, TrainConfig
 from autoencoder.runtime.errors import require
-
-PRESETS: dict[str, dict[str, Any]] = {
-    # Two CPU cores: the demo, tests and sketches. 32 groups of 32 channels would normalise every channel's contrast away.
-    "tiny": {"block_out_channels": (32, 64, 64), "layers_per_block": 1, "latent_channels": 4, "attention": False, "norm_groups": 8},
-    # Rombach et al. 2022, table 8 and the released configurations: ch 128, two blocks a level; f16 attends in its lowest level too.
-    "kl-f4": {"block_out_channels": (128, 256, 512), "layers_per_block": 2, "latent_channels": 3, "attention": True},
-    "kl-f8": {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4, "attention": True},
-    "kl-f16": {
-        "block_out_channels": (128, 128, 256, 256, 512),
-        "layers_per_block": 2,
-        "latent_channels": 16,
-        "attention": True,
-        "attention_levels": 1,
-    },
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """The network: a diffusers AutoencoderKL."""
-
-    preset: Literal["tiny", "kl-f4", "kl-f8", "kl-f16"] = "kl-f8"
-    """Published widths (`kl-*`, LDM) or `tiny` for two cores."""
-    pretrained: str | None = None
-    """A diffusers folder or hub id to take network and weights from, instead of a preset."""
-    subfolder: str | None = None
-    """Subfolder of `pretrained` (such as `vae`)."""
-    revision: str | None = None
-    """Hub revision of `pretrained`."""
-    variant: str | None = None
-    """Weight variant of `pretrained` (such as `fp16`)."""
-    latent_channels: int | None = None
-    """Latent channels; null takes the preset's."""
-    block_out_channels: tuple[int, ...] | None = None
-    """Width of each level, each but the first at half the resolution; null takes the preset's."""
-    layers_per_block: int | None = None
-    """Residual blocks a level; null takes the preset's."""
-    attention: bool | None = None
-    """Self-attention in the middle block (quadratic in the latent's area); null takes the preset's."""
-    norm_groups: int | None = None
-    """Groups of every GroupNorm; must divide each width. Null takes the preset's."""
-
-    def __post_init__(self) -> None:
-        overrides = [
-            k
-            for k in ("latent_channels", "block_out_channels", "layers_per_block", "attention", "norm_groups")
-            if getattr(self, k) is not None
-        ]
-        require(
-            self.pretrained is None or not overrides,
-            "pretrained",
-            self.pretrained,
-            f"a pretrained network keeps its own shape: leave out model.{', model.'.join(overrides)}",
-        )
-        require(self.latent_channels is None or self.latent_channels >= 1, "latent_channels", self.latent_channels, "give at least 1")
-        require(self.layers_per_block is None or self.layers_per_block >= 1, "layers_per_block", self.layers_per_block, "give at least 1")
-        widths = self.block_out_channels
-        require(
-            widths is None or (len(widths) >= 1 and all(w >= 1 for w in widths)), "block_out_channels", widths, "give one width a level"
-        )
-        require(self.norm_groups is None or self.norm_groups >= 1, "norm_groups", self.norm_groups, "give at least 1")
-        shape = self.shape()
-        groups = shape["norm_groups"]
-        for width in shape["block_out_channels"]:
-            require(
-                width % groups == 0,
-                "block_out_channels",
-                widths,
-                f"give widths that {groups} divides (GroupNorm), or another model.norm_groups",
-            )
-
-    def shape(self) -> dict[str, Any]:
-        """The preset with the overrides in it."""
-        named = {k: getattr(self, k, None) for k in PRESETS[self.preset]}
-        return {"attention_levels": 0, "norm_groups": 32} | PRESETS[self.preset] | {k: v for k, v in named.items() if v is not None}
-
-    def factor(self) -> int:
-        """Downsampling factor of a preset network (a pretrained one's is known after loading)."""
-        return 2 ** (len(self.shape()["block_out_channels"]) - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +35,8 @@ class TrainAutoencoderConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """Checkpoints."""
     init_from: str | None = None
-    """Start a new phase from the weights of a run, a checkpoint or a diffusers folder of the same architecture."""
+    """Start a new phase from the weights of a run, a checkpoint, a diffusers folder or a single file of the same architecture. They replace
+    those of `model.pretrained`; with `model.train=decoder` the latents stay those of `init_from`."""
     resume: Literal["auto", "never"] = "auto"
     """`auto` goes on where the folder's newest complete checkpoint ends; `never` refuses a used folder."""
     preflight: bool = False
@@ -128,6 +52,7 @@ class TrainAutoencoderConfig:
                 f"give a multiple of {factor}, the downsampling factor of model.preset={self.model.preset}",
             )
         check_objective(self.experimental, self.objective)
+        check_frozen(self.model, self.init_from, self.objective, self.experimental)
         window = self.objective.perceptual.window
         require(
             self.objective.perceptual.name != "ssim" or window <= self.data.resolution,

@@ -24,7 +24,7 @@ def _encode(argv: list[str] | None) -> int:
         raise UsageError(
             f"{expected_processes()} processes were launched, but encode_dataset runs as one; start it with `firststage encode_dataset ...`"
         )
-    check_model(config.model, "model", config.subfolder)
+    check_model(config.model, "model", config.subfolder, config.variant)
     if config.data.source is None:
         raise ConfigError("data.source", None, "give the images: `demo`, a folder, a parquet or WebDataset glob, or a hub name")
     check_source(config.data.source, "data.source")

@@ -125,7 +125,7 @@ def _evaluate(argv: list[str] | None) -> int:
     config = cli.parse(
         EvaluateConfig, argv, prog="firststage evaluate_autoencoder", description="Measure an autoencoder on fixed central crops."
     )
-    check_model(config.model, "model", config.subfolder)
+    check_model(config.model, "model", config.subfolder, config.variant)
     if config.data.source is not None:
         check_source(config.data.source, "data.source")
     if config.lpips != "none":

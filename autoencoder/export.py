@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from autoencoder.model_path import check_model, is_checkpoint
 from autoencoder.runtime import cli
 from autoencoder.runtime.errors import UsageError, require
 from autoencoder.runtime.lock import make_folder
@@ -14,17 +15,31 @@ class ExportConfig:
     """Write an autoencoder's weights for other tools."""
 
     checkpoint: str
-    """A checkpoint (`RUN/checkpoints/step-*`, its moving average; its latents have not been measured, so that `scaling_factor` stays
-    1), or a finished run or diffusers folder."""
+    """A checkpoint (`RUN/checkpoints/step-*`, its moving average; its latents have not been measured), a finished run, a diffusers
+    folder, a hub id, or a single file."""
     out: str
     """Folder to write (`diffusers`), or file ending in .safetensors (`ldm`)."""
     format: Literal["diffusers", "ldm"] = "diffusers"
-    """`diffusers`: a folder for `AutoencoderKL.from_pretrained`; `ldm`: one file with the names of the LDM code base."""
+    """`diffusers`: a folder for `AutoencoderKL.from_pretrained`; `ldm`: one file with the names of the LDM code base, which ComfyUI and
+    others read, with configuration and pixel recipe in its metadata."""
     dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Precision of the written weights."""
+    scaling_factor: float | None = None
+    """What diffusion models multiply the latents with, where `checkpoint` does not tell: a checkpoint before its run's end, a single file
+    of others (0.18215 for Stable Diffusion 1 and 2, 0.13025 for SDXL, 0.3611 for FLUX)."""
+    shift_factor: float | None = None
+    """What they subtract before, with `scaling_factor` (0.1159 for FLUX; most have none)."""
+    subfolder: str | None = None
+    """Subfolder of `checkpoint` (such as `vae`)."""
+    revision: str | None = None
+    """Hub revision of `checkpoint`."""
+    variant: str | None = None
+    """Weight variant of `checkpoint` (such as `fp16`)."""
 
     def __post_init__(self) -> None:
-        require(Path(self.checkpoint).is_dir(), "checkpoint", self.checkpoint, "give a folder that exists")
+        require(self.scaling_factor is None or self.scaling_factor > 0, "scaling_factor", self.scaling_factor, "give a factor above 0")
+        alone = self.shift_factor is not None and self.scaling_factor is None
+        require(not alone, "shift_factor", self.shift_factor, "give scaling_factor with it")
         if self.format == "ldm":
             require(self.out.endswith(".safetensors"), "out", self.out, "give a file name ending in .safetensors for format `ldm`")
         else:
@@ -41,41 +56,56 @@ def _export(argv: list[str] | None) -> int:
     config = cli.parse(
         ExportConfig, argv, prog="firststage export_autoencoder", description="Write an autoencoder's weights for other tools."
     )
+    check_model(config.checkpoint, "checkpoint", config.subfolder, config.variant)
     import torch
 
     from autoencoder import artifact, model
     from autoencoder.experimental.saved import describe, find_families, left_out, save_families
-    from autoencoder.runtime.checkpoint import STATE
+    from autoencoder.pretrained import open_pretrained
+    from autoencoder.single_file import save_single_file
 
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.dtype]
-    vae, likelihood, recipe = artifact.open_checkpoint(Path(config.checkpoint))
+    opened = open_pretrained(
+        config.checkpoint, subfolder=config.subfolder, revision=config.revision, variant=config.variant, key="checkpoint"
+    )
+    vae, recipe = opened.vae, opened.preprocessing
     worst = max(float(p.detach().abs().max()) for p in vae.parameters())
     if dtype == torch.float16 and worst > 65504:
         raise UsageError(f"dtype: fp16 cannot hold these weights (largest {worst:.3g}, fp16 ends at 65504); give bf16 or fp32")
     if model.is_widened(vae):
         kept = "are left out" if config.format == "ldm" else "go into likelihood.safetensors"
         print(f"per-pixel scale: stock code has no place for the decoder's log scales; these rows of conv_out {kept}")
-    families = find_families(vae, config.checkpoint)
+    families = find_families(vae, config.checkpoint, config.subfolder)
     if families is not None:
         print(describe(families.config) if config.format == "diffusers" else left_out(families.config))
-    if config.format == "diffusers" and (Path(config.checkpoint) / STATE).is_file():
-        print(
-            f"scaling_factor stays {vae.config['scaling_factor']:g}: the latents of a checkpoint have not been measured. Export the "
-            "finished run, whose have been, or set it in config.json to 1 / their standard deviation (encode_dataset measures that)"
-        )
+    if config.scaling_factor is not None:
+        remedy = f"{config.checkpoint} tells its own, {vae.config['scaling_factor']:g}: leave it out"
+        require(not opened.scale_known, "scaling_factor", config.scaling_factor, remedy)
+        vae.register_to_config(scaling_factor=config.scaling_factor, shift_factor=config.shift_factor)
+    known = opened.scale_known or config.scaling_factor is not None
+    if not known:
+        print(_unknown_scale(config.format, is_checkpoint(config.checkpoint)))
     out = Path(config.out)
     make_folder(out if config.format == "diffusers" else out.absolute().parent, "the export")
     if config.format == "ldm":
-        from safetensors.torch import save_file
-
-        from autoencoder.ldm_names import to_ldm
-
-        save_file({k: v.to(dtype).contiguous() for k, v in to_ldm(vae).items()}, out)
+        described = None if recipe is None else artifact.describe(vae, recipe)
+        save_single_file(vae, out, preprocessing=described, scale_known=known, dtype=dtype)
     elif recipe is None:
         artifact.save_stock(model.narrow(vae).to(dtype), out)
     else:
-        artifact.save_autoencoder(vae, out, preprocessing=recipe, likelihood=likelihood, dtype=dtype)
+        artifact.save_autoencoder(vae, out, preprocessing=recipe, likelihood=opened.likelihood, dtype=dtype)
     if families is not None and config.format == "diffusers":
         save_families(families, out)
     print(f"written to {out} ({config.format}, {config.dtype})")
     return 0
+
+
+def _unknown_scale(format: str, checkpoint: bool) -> str:
+    """What is said of a scaling factor that nobody has told."""
+    written = "stays 1" if format == "diffusers" else "is left out"
+    if checkpoint:
+        return (
+            f"scaling_factor {written}: the latents of a checkpoint have not been measured. Export the finished run, whose have been, or "
+            "give --scaling_factor, 1 / their standard deviation (encode_dataset measures that)"
+        )
+    return f"scaling_factor {written}: the file does not tell it. Give --scaling_factor as its diffusion models have it"

@@ -20,9 +20,11 @@ from autoencoder.experimental.module import Family
 from autoencoder.experimental.saved import open_family, save_families
 from autoencoder.likelihood import LIKELIHOODS, Likelihood
 from autoencoder.missing import filled
-from autoencoder.model import LOGVAR_RANGE, Autoencoder, AutoencoderKL, decode, encode, load
+from autoencoder.model import LOGVAR_RANGE, Autoencoder, AutoencoderKL, decode, encode
 from autoencoder.objective_summary import Measured, describe_objective
+from autoencoder.pixel_recipe import PixelRecipe
 from autoencoder.posterior import DiagonalGaussian
+from autoencoder.pretrained import load
 from autoencoder.preview import Preview
 from autoencoder.probing import sample_errors
 from autoencoder.provenance import provenance
@@ -79,17 +81,22 @@ def calibrate(task: AutoencoderTask, module: Autoencoder) -> tuple[Likelihood, f
     return likelihood, *statistics.sample_mean_and_std()
 
 
-def finish(task: AutoencoderTask, module: Autoencoder, config: TrainAutoencoderConfig) -> None:
-    """Write `vae/`, `evaluation.json`, pictures and `report.html`; every process calls it."""
+def finish(task: AutoencoderTask, module: Autoencoder, config: TrainAutoencoderConfig, *, pixels: dict[str, Any] | None = None) -> None:
+    """Write `vae/`, `evaluation.json`, pictures and `report.html`; every process calls it.
+
+    `pixels` is the recipe of a frozen encoder, whose latents keep the scale that they have.
+    """
     folder = Path(config.out)
     main = task.accelerator.is_main_process
-    recipe = artifact.preprocessing(config.data, task.levels)
+    recipe = artifact.preprocessing(config.data, task.levels) | ({} if pixels is None else {"pixels": pixels})
     if main:
         calibrated, latent_mean, latent_std = calibrate(task, module)
         vae = module.vae
-        # Networks without a shift (all but FLUX's kind) keep none: most pipelines apply the factor alone.
-        shift = {} if vae.config["shift_factor"] is None else {"shift_factor": latent_mean}
-        vae.register_to_config(scaling_factor=1 / latent_std, **shift)
+        if pixels is None:
+            # Networks without a shift (all but FLUX's kind) keep none: most pipelines apply the factor alone.
+            shift = None if vae.config["shift_factor"] is None else latent_mean
+            # Per-channel statistics, which few networks have, would take precedence, and are of the encoder as it was.
+            vae.register_to_config(scaling_factor=1 / latent_std, shift_factor=shift, latents_mean=None, latents_std=None)
         beside = folder / ".vae.partial"
         shutil.rmtree(beside, ignore_errors=True)
         artifact.save_autoencoder(vae, beside, preprocessing=recipe, likelihood=calibrated)
@@ -107,7 +114,7 @@ def finish(task: AutoencoderTask, module: Autoencoder, config: TrainAutoencoderC
     measured = evaluate(vae, task.validation_batches(), device=device, recipe=task.recipe, likelihood=likelihood, family=family)
     if not main:
         return
-    told = provenance(vae, recipe=task.recipe, data=task.validation_source, config=config.data, seed=config.train.seed)
+    told = provenance(vae, recipe=PixelRecipe.from_json(recipe["pixels"]), data=task.validation_source, config=config.data, seed=config.train.seed)
     found = {
         "measure": None if likelihood is None else Measure.of(likelihood, config.data.channels * config.data.resolution**2).to_json(),
         "alarms": [asdict(alarm) for alarm in task.monitor.restated(measured.scalars())],

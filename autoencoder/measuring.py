@@ -22,13 +22,13 @@ from autoencoder.experimental.module import Family
 from autoencoder.experimental.saved import open_family
 from autoencoder.experimental.vamp_prior import VampPrior
 from autoencoder.likelihood import Likelihood, LocationScale, PixelScale, build_likelihood
-from autoencoder.model import AutoencoderKL, downsampling, load
-from autoencoder.model_path import folder_of
+from autoencoder.model import AutoencoderKL, downsampling, narrow
 from autoencoder.obeying import obeying
 from autoencoder.objective_config import PerceptualConfig
 from autoencoder.objective_summary import Measured, describe_objective
 from autoencoder.perceptual import build_perceptual
 from autoencoder.pixel_recipe import PixelRecipe
+from autoencoder.pretrained import open_pretrained
 from autoencoder.probing import gap_report, sample_errors
 from autoencoder.provenance import provenance
 from autoencoder.runtime.alarms import Alarm
@@ -48,14 +48,11 @@ def measure(config: EvaluateConfig) -> dict[str, Any]:
     lpips = (
         build_perceptual(PerceptualConfig(name="lpips", net=config.lpips, weights=config.lpips_weights)) if config.lpips != "none" else None
     )
-    vae = load(config.model, subfolder=config.subfolder, revision=config.revision, variant=config.variant)
-    folder = folder_of(config.model, config.subfolder)
-    recipe = None if folder is None else artifact.load_preprocessing(folder)
+    opened = open_pretrained(config.model, subfolder=config.subfolder, revision=config.revision, variant=config.variant)
+    recipe, likelihood = opened.preprocessing, _likelihood(config) or opened.likelihood
+    vae = opened.vae if isinstance(likelihood, PixelScale) else narrow(opened.vae)
     run = _run(config.model, needed=config.data.source is None)
     source, data = _images(config, vae, recipe, run)
-    likelihood = _likelihood(config, folder)
-    if folder is not None and isinstance(likelihood, PixelScale):
-        artifact.attach_scales(vae, folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     side = data.resolution // downsampling(vae)
     latent_shape = (int(vae.config["latent_channels"]), side, side)
@@ -73,7 +70,7 @@ def measure(config: EvaluateConfig) -> dict[str, Any]:
     if config.compare is not None and theirs is not None:
         comparison.check(config.compare, theirs, measure=account, provenance=told)
 
-    lpips, family = None if lpips is None else lpips.to(device), open_family(vae, folder, device)
+    lpips, family = None if lpips is None else lpips.to(device), open_family(vae, config.model, device, subfolder=config.subfolder)
     if family is not None and isinstance(family.prior, VampPrior) and family.families.resolution != data.resolution:
         raise ConfigError(
             "data.resolution",
@@ -166,11 +163,12 @@ def _alarms(
     return validation_alarms(seen, subject)
 
 
-def _likelihood(config: EvaluateConfig, folder: Path | None) -> Likelihood | None:
+def _likelihood(config: EvaluateConfig) -> Likelihood | None:
+    """The likelihood that was asked for, if one was."""
     given = config.likelihood
     if given.name is not None and given.scale is not None:
         return build_likelihood(given.name, given.scale, given.levels)
-    return None if folder is None else artifact.load_likelihood(folder)
+    return None
 
 
 def _images(

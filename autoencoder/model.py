@@ -1,7 +1,6 @@
-"""The network: a diffusers AutoencoderKL, built from a preset or loaded, and the wrapper that trains it."""
+"""The network: a diffusers AutoencoderKL, and the wrapper that trains it."""
 
 import copy
-import json
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -9,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 import autoencoder.runtime.torchvision_operators  # noqa: F401  (before diffusers)
-from autoencoder.config import ModelConfig
-from autoencoder.model_path import check_model, folder_of
+from autoencoder.model_config import ModelConfig
 from autoencoder.posterior import DiagonalGaussian
-from autoencoder.runtime.errors import UsageError, first_line, require
+from autoencoder.runtime.errors import require
 
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL  # isort: skip
 
@@ -24,9 +22,7 @@ LOGVAR_RANGE = (-30.0, 20.0)
 
 
 def build(config: ModelConfig, *, channels: int, resolution: int) -> AutoencoderKL:
-    """A network of the configured shape with fresh weights, or a pretrained one with its own."""
-    if config.pretrained is not None:
-        return load(config.pretrained, subfolder=config.subfolder, revision=config.revision, variant=config.variant)
+    """A network of the preset's shape, with the configuration's changes, and fresh weights."""
     shape: dict[str, Any] = config.shape()
     widths = shape["block_out_channels"]
     plain, attending = len(widths) - shape["attention_levels"], shape["attention_levels"]
@@ -45,25 +41,6 @@ def build(config: ModelConfig, *, channels: int, resolution: int) -> Autoencoder
         use_quant_conv=True,
         use_post_quant_conv=True,
     )
-
-
-def load(path: str, *, subfolder: str | None = None, revision: str | None = None, variant: str | None = None) -> AutoencoderKL:
-    """A diffusers AutoencoderKL in fp32 from a folder, a run (its `vae/`) or a hub id.
-
-    Raises:
-        UsageError: nothing there that loads; the message says what was looked for.
-    """
-    check_model(path, "model", subfolder)
-    found = folder_of(path, subfolder)
-    if found is not None:
-        name = json.loads((found / "config.json").read_text()).get("_class_name")
-        if name != "AutoencoderKL":
-            raise UsageError(f"{found}: holds a {name}; give an AutoencoderKL")
-        path, subfolder = str(found), None
-    try:
-        return AutoencoderKL.from_pretrained(path, subfolder=subfolder, revision=revision, variant=variant, torch_dtype=torch.float32)
-    except Exception as error:  # diffusers, huggingface_hub and safetensors each raise kinds of their own
-        raise UsageError(f"{path}: cannot be loaded as an AutoencoderKL: {first_line(error)}") from error
 
 
 def downsampling(vae: AutoencoderKL) -> int:
@@ -141,6 +118,12 @@ def stock_state(vae: AutoencoderKL) -> dict[str, Tensor]:
     if is_widened(vae):
         state |= {name: state[name][: vae.config["in_channels"]] for name in CONV_OUT}
     return state
+
+
+def stock_config(vae: AutoencoderKL) -> dict[str, Any]:
+    """The configuration of `narrow(vae)`, as `AutoencoderKL(**...)` takes it."""
+    config = {key: value for key, value in vae.config.items() if not key.startswith("_")}
+    return config | ({"out_channels": config["in_channels"]} if is_widened(vae) else {})
 
 
 def scale_rows(vae: AutoencoderKL) -> dict[str, Tensor]:

@@ -96,7 +96,7 @@ class Monitor:
         return told
 
     def _judged(self, name: str, images: int) -> bool:
-        return images >= max(LATE.get(name, GRACE) * self.subject.images, LEAST_STEPS * self.subject.batch)
+        return self.subject.judges(name) and images >= max(LATE.get(name, GRACE) * self.subject.images, LEAST_STEPS * self.subject.batch)
 
     def _note(self, name: str, source: str, finding: Finding | None) -> None:
         if finding is None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoencoder.latents.check import check_latents
-from autoencoder.model_path import check_model, folder_of
+from autoencoder.model_path import check_model
 from autoencoder.runtime import cli
 from autoencoder.runtime.errors import ConfigError, UsageError, require
 from autoencoder.runtime.lock import make_folder
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
 def _reconstruct(argv: list[str] | None) -> int:
     config = cli.parse(ReconstructConfig, argv, prog="firststage reconstruct", description="Write images beside their reconstructions.")
     if config.model is not None:
-        check_model(config.model, "model", config.subfolder)
+        check_model(config.model, "model", config.subfolder, config.variant)
     if config.input is not None and config.latents is not None:
         raise UsageError(f"input: got {config.input!r} beside latents={config.latents!r}; give one of them")
     if config.latents is not None:
@@ -71,7 +71,7 @@ def _decode(config: ReconstructConfig, given: str) -> int:
     model = config.model or str((path.parent if path.is_file() else path) / "vae")
     if config.model is None and not Path(model).is_dir():
         raise ConfigError("model", None, f"there is no {model} beside these latents; give the autoencoder that made them")
-    check_model(model, "model", config.subfolder)
+    check_model(model, "model", config.subfolder, config.variant)
     from autoencoder.latents.decoding import decode_latents
 
     decode_latents(config, path, model)
@@ -93,18 +93,18 @@ def _images(config: ReconstructConfig, input: str, model: str) -> int:
     import torch
 
     from autoencoder.experimental.saved import open_family
-    from autoencoder.model import load
+    from autoencoder.model import narrow
     from autoencoder.obeying import refusal
     from autoencoder.posterior import DiagonalGaussian
+    from autoencoder.pretrained import open_pretrained
     from autoencoder.preview import Preview
     from autoencoder.reconstruction import Whole, fits_png, quality, reconstruct, save_picture, save_values
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    vae = load(model, subfolder=config.subfolder, revision=config.revision, variant=config.variant).to(device).eval()
-    folder = folder_of(model, config.subfolder)
-    family = open_family(vae, folder, device)
+    opened = open_pretrained(model, subfolder=config.subfolder, revision=config.revision, variant=config.variant)
+    vae, preprocessing = narrow(opened.vae).to(device).eval(), opened.preprocessing
+    family = open_family(vae, model, device, subfolder=config.subfolder)
     mode = DiagonalGaussian.mode if family is None else family.mode
-    preprocessing = None if folder is None else artifact.load_preprocessing(folder)
     recipe, preview = artifact.pixels_of(vae, preprocessing), Preview.from_json(preprocessing)
     root = given if given.is_dir() else given.parent
     make_folder(Path(config.out), "the pictures")

@@ -1,11 +1,9 @@
 """`train_autoencoder`: parse, check, and only then import what is heavy."""
 
-from pathlib import Path
-
 from autoencoder.config import TrainAutoencoderConfig
 from autoencoder.data.paths import check_source
 from autoencoder.lpips_weights import lpips_weights_path
-from autoencoder.model_path import check_model
+from autoencoder.model_path import check_model, checkpoint_weights
 from autoencoder.runtime import cli
 from autoencoder.runtime.training_command import start
 
@@ -16,8 +14,8 @@ def check(config: TrainAutoencoderConfig) -> None:
     if config.data.validation_source is not None:
         check_source(config.data.validation_source, "data.validation_source")
     if config.model.pretrained is not None:
-        check_model(config.model.pretrained, "model.pretrained", config.model.subfolder)
-    if config.init_from is not None and not any((Path(config.init_from) / f"{n}.safetensors").is_file() for n in ("ema", "model")):
+        check_model(config.model.pretrained, "model.pretrained", config.model.subfolder, config.model.variant)
+    if config.init_from is not None and checkpoint_weights(config.init_from) is None:
         check_model(config.init_from, "init_from")
     perceptual = config.objective.perceptual
     if perceptual.name == "lpips":

@@ -6,32 +6,34 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from autoencoder import artifact, model
+from autoencoder import artifact, finetuning, model
 from autoencoder.config import TrainAutoencoderConfig
 from autoencoder.data.sources import open_train_and_validation
 from autoencoder.experimental.module import ExperimentalAutoencoder, Families
-from autoencoder.experimental.saved import describe, start_from
+from autoencoder.experimental.saved import describe
 from autoencoder.finish import finish
-from autoencoder.model import Autoencoder
-from autoencoder.model_path import folder_of
+from autoencoder.freezing import freeze
+from autoencoder.model import Autoencoder, AutoencoderKL
+from autoencoder.model_path import folder_of, is_checkpoint
 from autoencoder.objective_summary import Measured, describe_objective, lines, resolution_notes
 from autoencoder.runtime import launch
-from autoencoder.runtime.checkpoint import STATE
 from autoencoder.runtime.cli import load_config
-from autoencoder.runtime.run_folder import RunFolder
+from autoencoder.runtime.run_folder import CONFIG, RunFolder
 from autoencoder.task import AutoencoderTask
 
 
-def build_module(config: TrainAutoencoderConfig) -> Autoencoder:
-    """Network and likelihood scale with their starting values, the same in every process."""
+def build_module(config: TrainAutoencoderConfig, vae: AutoencoderKL | None = None) -> Autoencoder:
+    """Network (`vae`, or the preset's with fresh weights) and likelihood scale with their starting values, the same in every process."""
     torch.manual_seed(config.train.seed)
-    vae = model.build(config.model, channels=config.data.channels, resolution=config.data.resolution)
+    if vae is None:
+        vae = model.build(config.model, channels=config.data.channels, resolution=config.data.resolution)
     if config.train.gradient_checkpointing:
         vae.enable_gradient_checkpointing()
     likelihood = config.objective.likelihood
     log_scale = torch.tensor(likelihood.value).log() if likelihood.scale == "learned" else None
-    if likelihood.scale == "pixel":
+    if likelihood.scale == "pixel" and not model.is_widened(vae):
         model.widen(vae, likelihood.value)
+    freeze(vae, config.model.train)
     if config.experimental.families:
         families = Families(config.experimental, vae, resolution=config.data.resolution)
         return ExperimentalAutoencoder(vae, log_scale, families)
@@ -43,14 +45,16 @@ def train(config: TrainAutoencoderConfig, run: RunFolder | None, *, trainer_opti
 
     def build(accelerator: Accelerator, folder: Path, starts: bool) -> launch.Stage[Autoencoder]:
         train_source, validation_source = open_train_and_validation(config.data)
-        module = build_module(config)
-        # A run that goes on takes its weights from its checkpoint.
-        notes = []
-        if starts and config.init_from is not None:
-            notes = [artifact.load_weights(module.vae, config.init_from), start_from(module, config.init_from)]
+        origin = finetuning.origin(config, folder, starts=starts)
+        module = build_module(config, origin.vae)
+        if starts:
+            finetuning.take_weights(module, config, origin)
+            if accelerator.is_main_process:
+                finetuning.record(config, module, origin, folder)
         task = AutoencoderTask(config, module, train_source, validation_source, accelerator, folder)
         said = introduction(config, task.latent_shape, len(train_source), train_source.name, len(validation_source))
-        return launch.Stage(task, "\n".join([said, *(note for note in notes if note)]), lambda averaged: finish(task, averaged, config))
+        told = "\n".join([said, *finetuning.describe(config, module.vae, origin)])
+        return launch.Stage(task, told, lambda averaged: finish(task, averaged, config, pixels=origin.pixels))
 
     return launch.launch(config, run, build, trainer_options=trainer_options)
 
@@ -67,7 +71,8 @@ def introduction(config: TrainAutoencoderConfig, latent_shape: tuple[int, int, i
         assumed=True,
     )
     told = describe_objective(config.objective, measured, config.experimental)
-    trained_at = None if config.init_from is None else _resolution_of(config.init_from)
+    weights = config.init_from or config.model.pretrained
+    trained_at = None if weights is None else _resolution_of(weights)
     if trained_at is not None and trained_at != config.data.resolution:
         told["notes"] = resolution_notes(config.objective, measured, trained_at=trained_at)
     return "\n".join(
@@ -82,9 +87,8 @@ def introduction(config: TrainAutoencoderConfig, latent_shape: tuple[int, int, i
 
 def _resolution_of(path: str) -> int | None:
     """Side of the crops that the weights at `path` (a run, a checkpoint or a folder) were trained on, where that is on record."""
-    run = Path(path).parent.parent / "config.yaml"
-    if (Path(path) / STATE).is_file() and run.is_file():
-        return load_config(TrainAutoencoderConfig, run).data.resolution
+    if is_checkpoint(path):
+        return load_config(TrainAutoencoderConfig, Path(path).parent.parent / CONFIG).data.resolution
     folder = folder_of(path)
     recipe = None if folder is None else artifact.load_preprocessing(folder)
     found = None if recipe is None else recipe.get("crops", {}).get("resolution")

@@ -9,11 +9,11 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from autoencoder import artifact, model
 from autoencoder.identity import Identity, check_identity, identity
 from autoencoder.latents.opened import open_latents
 from autoencoder.latents.reader import Latents
-from autoencoder.model import AutoencoderKL
+from autoencoder.model import AutoencoderKL, narrow
+from autoencoder.pretrained import open_pretrained
 from autoencoder.preview import Preview
 from autoencoder.runtime import launch
 from autoencoder.runtime.config import count
@@ -73,8 +73,8 @@ def _go_on(config: TrainDiffusionConfig, folder: Path, now: LatentSpace) -> tupl
 def _open_vae(config: TrainDiffusionConfig, frozen: LatentSpace) -> tuple[AutoencoderKL, dict[str, Any], Identity, list[str]]:
     """The autoencoder that decodes, its recipe and identity, and notes; UsageError where its encoder is not that of the latents."""
     path, key = (config.vae, "vae") if config.vae is not None else (str(Path(config.latents) / "vae"), "latents")
-    vae = model.load(path)
-    recipe = artifact.preprocessing_of(vae, path)
+    opened = open_pretrained(path, key=key)
+    vae, recipe = narrow(opened.vae), opened.preprocessing or {"pixels": opened.pixels}
     if int(vae.config["latent_channels"]) != frozen.shape[0]:
         raise ConfigError(key, path, f"it has {vae.config['latent_channels']} latent channels, the latents {frozen.shape[0]}")
     found = identity(vae, recipe["pixels"])

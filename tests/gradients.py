@@ -21,12 +21,13 @@ def main(processes: int, out: Path, argv: list[str]) -> int:
     saved: dict[str, torch.Tensor] = {}
 
     def sgd(module: nn.Module, config: OptimizerConfig, **options: object) -> Optimizers:
-        names = {p: n for n, p in module.named_parameters()}
+        names = {p: n for n, p in module.named_parameters() if p.requires_grad}
         return Optimizers({"sgd": torch.optim.SGD(names, lr=config.lr, fused=True)}, names)
 
     def note(step: int, module: nn.Module) -> None:
         for name, parameter in module.named_parameters():
-            saved[f"{step}/{name}"] = parameter.grad.clone()
+            if parameter.requires_grad:
+                saved[f"{step}/{name}"] = parameter.grad.clone()
 
     loop.build_optimizers = sgd  # type: ignore[assignment]
     launched = launch.launch

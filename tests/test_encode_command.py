@@ -133,7 +133,7 @@ def test_latents_of_another_encoder_are_refused_with_both_hashes(setting: Path, 
 
 def test_another_decoder_is_noted(setting: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from autoencoder import artifact
-    from autoencoder.model import load
+    from autoencoder.pretrained import load
 
     vae = load(str(setting / "vae"))
     with torch.no_grad():

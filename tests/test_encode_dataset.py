@@ -18,8 +18,9 @@ from autoencoder.config import DataConfig
 from autoencoder.data.transforms import train_crop
 from autoencoder.identity import decoder_hash, encoder_hash
 from autoencoder.latents.reader import Latents
-from autoencoder.model import AutoencoderKL, load
+from autoencoder.model import AutoencoderKL
 from autoencoder.posterior import DiagonalGaussian
+from autoencoder.pretrained import load
 from autoencoder.runtime.rng import generator
 from tests.encode_children import SIDE, files, photos, small_model
 

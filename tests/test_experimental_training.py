@@ -20,9 +20,10 @@ from autoencoder.experimental.config import ExperimentalConfig
 from autoencoder.experimental.module import ExperimentalAutoencoder, Families
 from autoencoder.experimental.saved import load_families, open_family, start_from
 from autoencoder.likelihood import Laplace
-from autoencoder.model import Autoencoder, AutoencoderKL, build, decode_parameters, load
+from autoencoder.model import Autoencoder, AutoencoderKL, build, decode_parameters
 from autoencoder.model import encode as encode_images
 from autoencoder.posterior import DiagonalGaussian
+from autoencoder.pretrained import load
 from autoencoder.training import build_module
 from tests.children import SMALL, run
 from tests.test_processes import TORCHRUN

@@ -13,10 +13,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from autoencoder import artifact, evaluate, export, reconstruct
-from autoencoder.config import ModelConfig
 from autoencoder.identity import decoder_hash, encoder_hash
-from autoencoder.ldm_names import to_ldm
-from autoencoder.model import AutoencoderKL, build, decode, encode, load
+from autoencoder.model import AutoencoderKL, build, decode, encode
+from autoencoder.model_config import ModelConfig
+from autoencoder.pretrained import load
+from autoencoder.single_file import to_ldm
 from tests.children import SMALL, run
 
 # Our packages are shut out first, whether installed or not. The mending of torchvision is what any user of diffusers needs

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from autoencoder import artifact, encode, export, reconstruct
 from autoencoder.latents.reader import Latents
-from autoencoder.model import load
+from autoencoder.pretrained import load
 from tests.encode_children import photos, small_model
 
 

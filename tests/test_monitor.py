@@ -1,5 +1,6 @@
 """Alarms over a run: what raises them, what clears them, and that a resumed run has the same."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -358,3 +359,10 @@ def test_a_run_that_learns_raises_nothing(tmp_path: Path) -> None:
     last = lines[-1]
     assert last["shuffled_delta_nats"] > 0
     assert last["active_units"] > 0
+
+
+def test_alarms_that_only_another_encoder_would_clear_are_not_raised_about_a_frozen_one() -> None:
+    frozen = dataclasses.replace(SUBJECT, frozen_encoder=True)
+    bad = HEALTHY | {"active_channels": 0.0, "share_at_clamp": 1.0, "kl_nats": 0.0, "share_near_prior": 1.0, "shuffled_delta_nats": 0.0}
+    assert {a.name for a in validation_alarms(bad, SUBJECT)} >= {"collapse", "logvar_at_clamp"}
+    assert validation_alarms(bad, frozen) == []

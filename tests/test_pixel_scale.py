@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 from autoencoder import artifact, evaluate, export
 from autoencoder.config import ModelConfig
 from autoencoder.identity import decoder_hash, encoder_hash
-from autoencoder.ldm_names import to_ldm
 from autoencoder.likelihood import PixelScale
 from autoencoder.model import (
     CONV_OUT,
@@ -19,16 +18,17 @@ from autoencoder.model import (
     decode,
     decode_parameters,
     is_widened,
-    load,
     narrow,
     scale_rows,
     stock_state,
     widen,
 )
 from autoencoder.objective_config import LikelihoodConfig
+from autoencoder.pretrained import load, load_weights
 from autoencoder.reconstruction import reconstruct
 from autoencoder.runtime.errors import ConfigError, UsageError
 from autoencoder.scale import AnalyticScale, learned_scale
+from autoencoder.single_file import to_ldm
 from tests.children import SMALL, run
 from tests.test_processes import TORCHRUN, launch
 
@@ -160,18 +160,18 @@ def test_weights_go_from_narrow_to_widened_networks_and_back(trained: Path, tmp_
     state, checkpoint = average(trained), str(max((trained / "checkpoints").glob("step-*")))
     for given in (str(trained), checkpoint):
         wide, plain = network(widened=True, seed=1), network(seed=1)
-        assert artifact.load_weights(wide, given) is None
+        assert load_weights(wide, given) is None
         assert all(torch.equal(v, state[k]) for k, v in wide.state_dict().items())
-        assert "log scales in its decoder, which this objective does not use; they are dropped" in str(artifact.load_weights(plain, given))
+        assert "log scales in its decoder, which this objective does not use; they are dropped" in str(load_weights(plain, given))
         assert all(torch.equal(v, state[k][:3] if k in CONV_OUT else state[k]) for k, v in plain.state_dict().items())
     source, wide = network(seed=2), network(widened=True, seed=1)
     source.save_pretrained(tmp_path / "narrow")
-    assert "has no log scales" in str(artifact.load_weights(wide, str(tmp_path / "narrow")))
+    assert "has no log scales" in str(load_weights(wide, str(tmp_path / "narrow")))
     assert all(torch.equal(v, source.state_dict()[k]) for k, v in stock_state(wide).items())
     assert all(torch.equal(v, scale_rows(network(widened=True))[k]) for k, v in scale_rows(wide).items())
     other = build(ModelConfig(preset="tiny", block_out_channels=[8, 16], norm_groups=4), channels=3, resolution=16)
     with pytest.raises(UsageError, match="same architecture"):
-        artifact.load_weights(other, checkpoint)
+        load_weights(other, checkpoint)
 
 
 def test_a_start_from_other_weights_says_what_becomes_of_the_scales(trained: Path, tmp_path: Path) -> None:

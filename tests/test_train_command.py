@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from autoencoder import evaluate, export, train
-from autoencoder.config import PRESETS, ModelConfig
 from autoencoder.likelihood import LIKELIHOODS
 from autoencoder.model import build
+from autoencoder.model_config import PRESETS, ModelConfig
 from autoencoder.objective_config import LikelihoodConfig
 from autoencoder.runtime.loop import Trainer
 from autoencoder.scale import AnalyticScale

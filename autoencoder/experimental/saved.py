@@ -11,7 +11,7 @@ from autoencoder.config import TrainAutoencoderConfig
 from autoencoder.experimental.config import ExperimentalConfig
 from autoencoder.experimental.module import Families, Family
 from autoencoder.model import Autoencoder, AutoencoderKL
-from autoencoder.model_path import folder_of
+from autoencoder.model_path import checkpoint_weights, folder_of
 from autoencoder.runtime.cli import load_config
 from autoencoder.runtime.errors import UsageError, first_line
 
@@ -42,19 +42,18 @@ def load_families(vae: AutoencoderKL, folder: Path | None) -> Families | None:
 
 
 @torch.no_grad()
-def open_family(vae: AutoencoderKL, folder: Path | None, device: torch.device) -> Family | None:
-    """Posterior and prior of the families saved beside `vae`, to measure with on `device`, where `vae` goes too; None without any."""
-    families = load_families(vae, folder)
+def open_family(vae: AutoencoderKL, path: str | Path, device: torch.device, *, subfolder: str | None = None) -> Family | None:
+    """Posterior and prior of the families that `path` has beside `vae`, to measure with on `device`, where `vae` goes too."""
+    families = find_families(vae, path, subfolder)
     return None if families is None else families.to(device).bound_to(vae.to(device))
 
 
-def find_families(vae: AutoencoderKL, path: str) -> Families | None:
+def find_families(vae: AutoencoderKL, path: str | Path, subfolder: str | None = None) -> Families | None:
     """The families that a training checkpoint (its moving average where it has one), a run or an exported folder has beside `vae`."""
-    folder = Path(path)
-    weights = next((folder / n for n in ("ema.safetensors", "model.safetensors") if (folder / n).is_file()), None)
+    weights = checkpoint_weights(path)
     if weights is None:
-        return load_families(vae, folder_of(path))
-    run = folder.parent.parent / "config.yaml"
+        return load_families(vae, folder_of(path, subfolder))
+    run = weights.parent.parent.parent / "config.yaml"
     config = load_config(TrainAutoencoderConfig, run) if run.is_file() else None
     if config is None or not config.experimental.parts:
         return None
@@ -79,9 +78,10 @@ def _shapes(families: Families) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in families.state_dict().items()}
 
 
-def has_flow_posterior(folder: Path | None) -> bool:
-    """Whether the autoencoder exported in `folder` decodes what a flow has made of the encoder's Gaussian."""
-    return folder is not None and (folder / FILE).is_file() and _told(folder / FILE)[0].posterior == "flow"
+def has_flow_posterior(vae: AutoencoderKL, path: str, subfolder: str | None = None) -> bool:
+    """Whether the decoder of `vae`, from `path`, expects what a flow has made of the encoder's Gaussian."""
+    families = find_families(vae, path, subfolder)
+    return families is not None and families.config.posterior == "flow"
 
 
 def describe(config: ExperimentalConfig) -> str:

@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
-from autoencoder.artifact import preprocessing_of
 from autoencoder.data.order import spread
 from autoencoder.identity import Identity, check_identity, identity
 from autoencoder.latents.opened import open_latents
 from autoencoder.latents.reader import LatentsError
-from autoencoder.model import decode, decoded_at_once, downsampling, load
+from autoencoder.model import decode, decoded_at_once, downsampling, narrow
+from autoencoder.pretrained import open_pretrained
 from autoencoder.preview import Preview
 from autoencoder.reconstruct import ReconstructConfig
 from autoencoder.report.pictures import plain_grid
@@ -45,9 +45,9 @@ def decode_latents(config: ReconstructConfig, path: Path, model: str) -> None:
     """
     chosen = _from_file(path, config.rows) if path.is_file() else _from_folder(path, config.rows)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    vae = load(model, subfolder=config.subfolder, revision=config.revision, variant=config.variant)
-    preprocessing = preprocessing_of(vae, model, config.subfolder)
-    given, preview = identity(vae, preprocessing["pixels"]), Preview.from_json(preprocessing)
+    opened = open_pretrained(model, subfolder=config.subfolder, revision=config.revision, variant=config.variant)
+    vae = narrow(opened.vae)
+    given, preview = identity(vae, opened.pixels), Preview.from_json(opened.preprocessing)
     made_by = Identity(chosen.encoder_hash or given.encoder_hash, chosen.decoder_hash or given.decoder_hash)
     for note in check_identity(made_by, given, key="model", what=str(path), allow=config.allow_vae_mismatch):
         print(note, file=sys.stderr)

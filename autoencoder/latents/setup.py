@@ -1,6 +1,7 @@
 """What an encoding starts from: network, images, device, and the plan that follows from them."""
 
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from autoencoder.identity import identity
 from autoencoder.latents.config import EncodeConfig
 from autoencoder.latents.folder import VAE
 from autoencoder.latents.plan import Plan
-from autoencoder.model import AutoencoderKL, downsampling, load
+from autoencoder.model import AutoencoderKL, downsampling, narrow
 from autoencoder.model_path import folder_of
 from autoencoder.obeying import obeying
+from autoencoder.pretrained import open_pretrained
 from autoencoder.runtime.config_file import plain
 from autoencoder.runtime.device import choose_precision, describe
 from autoencoder.runtime.errors import ConfigError
@@ -53,12 +55,14 @@ class Setup:
 
 def set_up(config: EncodeConfig) -> Setup:
     """Load the model, open the images and plan the rows; UsageError for whatever cannot be used."""
-    vae = load(config.model, subfolder=config.subfolder, revision=config.revision, variant=config.variant)
+    opened = open_pretrained(config.model, subfolder=config.subfolder, revision=config.revision, variant=config.variant)
+    vae, known = narrow(opened.vae), opened.preprocessing
     found = folder_of(config.model, config.subfolder)
-    if has_flow_posterior(found):
+    if has_flow_posterior(vae, config.model, config.subfolder):
         remedy = "its posterior is a flow, whose latents are not the encoder's; give an autoencoder with experimental.posterior gaussian"
         raise ConfigError("model", config.model, remedy)
-    known = None if found is None else artifact.load_preprocessing(found)
+    if not opened.scale_known:
+        print(f"model: {config.model} does not tell the scaling factor of its latents; vae/config.json beside these has 1", file=sys.stderr)
     data = _crops(config, vae, known)
     assert config.data.source is not None
     with obeying(artifact.pixels_of(vae, known), config.model, key="data.source", given=config.data.source):

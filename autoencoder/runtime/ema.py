@@ -19,8 +19,10 @@ class Ema(Generic[M]):
     def __init__(self, source: M, *, halflife: int, rampup: float) -> None:
         self.module: M = copy.deepcopy(source).eval().requires_grad_(False)
         self.halflife, self.rampup = halflife, rampup
-        self._average: list[Tensor] = [*self.module.parameters()]
-        self._source: list[Tensor] = [*source.parameters()]
+        # A frozen parameter stays as it is to the bit: adding a difference of zero would take the sign off a -0.
+        pairs = [pair for pair in zip(self.module.parameters(), source.parameters(), strict=True) if pair[1].requires_grad]
+        self._average: list[Tensor] = [average for average, _ in pairs]
+        self._source: list[Tensor] = [parameter for _, parameter in pairs]
 
     def decay(self, images: int, batch: int) -> float:
         """Share of the average that a step of `batch` images keeps once `images` have been seen."""

@@ -122,9 +122,11 @@ def launch(config: RunConfig, run: RunFolder | None, build: Build[Any], *, train
     )
     if newest is not None:
         trainer.load(newest)
-    parameters = sum(p.numel() for p in stage.task.module.parameters())
+    counted = [(p.numel(), p.requires_grad) for p in stage.task.module.parameters()]
+    parameters, trained = sum(n for n, _ in counted), sum(n for n, trains in counted if trains)
+    parts = "" if trained == parameters else f" ({trained / 1e6:.2f} M trained, {(parameters - trained) / 1e6:.2f} M frozen)"
     trainer.console.say(
-        f"{stage.introduction}\nnetwork: {parameters / 1e6:.2f} M parameters; {describe(accelerator.device)}, "
+        f"{stage.introduction}\nnetwork: {parameters / 1e6:.2f} M parameters{parts}; {describe(accelerator.device)}, "
         f"{accelerator.num_processes} process(es), precision {accelerator.mixed_precision}"
     )
     try:
