@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,7 +36,8 @@ class _Kept:
     key: int
     photo: int
     position: int
-    pixels: Tensor
+    pixels: np.ndarray
+    """An array: torch does not pickle 16-bit pixels for other processes."""
     valid: Tensor | None
     latents: Tensor
     nll: float
@@ -62,7 +64,7 @@ class LatentShuffle:
                 key=int(keys[i]),
                 photo=int(batch.photo[i]),
                 position=int(batch.position[i]),
-                pixels=batch.pixels[i].cpu(),
+                pixels=batch.pixels[i].cpu().numpy(),
                 valid=None if batch.valid is None else batch.valid[i].cpu(),
                 latents=latents[i].cpu(),
                 nll=float(nll[i]),
@@ -92,7 +94,7 @@ class LatentShuffle:
         nll: dict[int, float] = {}
         for start in range(0, len(mine), at_once):
             share = mine[start : start + at_once]
-            pixels = torch.stack([pairs[i][0].pixels for i in share]).to(device)
+            pixels = torch.from_numpy(np.stack([pairs[i][0].pixels for i in share])).to(device)
             known = [pairs[i][0].valid for i in share]
             valid = torch.stack([v for v in known if v is not None]).to(device) if known[0] is not None else None
             latents = torch.stack([pairs[i][1].latents for i in share]).to(device)

@@ -1,6 +1,7 @@
 """Missing values and ranges, against written-out references: what is missing counts nowhere, what is stated is what is measured."""
 
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -215,6 +216,17 @@ def test_shuffled_images_keep_what_is_missing_of_them() -> None:
     column = images[:4, ..., :1]
     wanted = -likelihood.log_prob(column, column.roll(-1, 0)).mean()
     assert found.nll_nats == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_shuffled_images_of_16_bits_reach_other_processes() -> None:
+    (batch,) = batches(4, 1, 4)
+    batch.pixels = (257 * batch.pixels.int()).to(torch.uint16)
+    images = to_images(batch.pixels)
+    shuffle = LatentShuffle(PixelRecipe(channels=1, levels=65_536))
+    shuffle.add(batch, images, -Gaussian(0.5).log_prob(images, images))
+    sent = pickle.loads(pickle.dumps(shuffle))  # as torch.distributed sends objects
+    first, second = (s.measure(lambda latents: latents, Gaussian(0.5), torch.device("cpu"), 3) for s in (shuffle, sent))
+    assert first == second
 
 
 def test_ordinary_images_have_the_dictionary_that_their_hashes_are_of() -> None:

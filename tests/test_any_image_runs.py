@@ -1,6 +1,7 @@
 """Five bands of 16 bits with missing pixels, from training to source values back, held against stock diffusers and NumPy."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,14 @@ import pytest
 import tifffile
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from autoencoder import encode, evaluate, export, reconstruct, train
 from autoencoder.latents.reader import Latents
 from autoencoder.model import AutoencoderKL
 from tests.children import SMALL
+from tests.test_processes import ARGV as GRADIENTS
+from tests.test_processes import TORCHRUN, launch
 
 HIGH, NODATA = 10_000, 65_535
 RECIPE = {"range": [-1.0, 1.0], "levels": HIGH + 1, "channels": 5, "low": [0.0] * 5, "high": [float(HIGH)] * 5, "nodata": float(NODATA)}
@@ -143,6 +147,19 @@ def test_an_exported_checkpoint_gives_source_values_back(run: Path, source: Path
         assert Image.open(tmp_path / "out" / f"{seed:02d}.png").mode == "RGB"
     with tifffile.TiffFile(tmp_path / "out" / "00.tif") as file:
         assert file.pages.first.tags.valueof(42113) == str(NODATA)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_where_pixels_are_missing(source: Path, tmp_path: Path) -> None:
+    argv = [*GRADIENTS, *OPTIONS, f"--data.source={source}"]
+    for processes, command in ((1, [sys.executable]), (2, TORCHRUN)):
+        done = launch(command, tmp_path / str(processes), processes, argv)
+        assert done.returncode == 0, done.stderr
+    single, double = (load_file(tmp_path / name / "gradients.safetensors") for name in "12")
+    for step in {key.split("/")[0] for key in single}:
+        keys = [key for key in single if key.startswith(f"{step}/")]
+        difference = torch.cat([(single[k] - double[k]).flatten() for k in keys]).norm()
+        assert difference <= 1e-5 * torch.cat([single[k].flatten() for k in keys]).norm()
 
 
 def test_images_that_do_not_fit_the_model_are_refused_in_one_message(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
