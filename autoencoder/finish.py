@@ -10,6 +10,7 @@ import torch
 
 from autoencoder import artifact
 from autoencoder.account import Measure
+from autoencoder.adversarial.saved import save_discriminator
 from autoencoder.config import TrainAutoencoderConfig
 from autoencoder.data.loader import TrainLoader, ValidationSet
 from autoencoder.data.pixels import to_images
@@ -69,7 +70,7 @@ def calibrate(task: AutoencoderTask, module: Autoencoder) -> tuple[Likelihood, f
 
 
 def finish(task: AutoencoderTask, module: Autoencoder, config: TrainAutoencoderConfig) -> None:
-    """Write `vae/`, `evaluation.json`, pictures and `report.html`; every process calls it."""
+    """Write `vae/`, the discriminator where one has trained, `evaluation.json`, pictures and `report.html`; every process calls it."""
     folder = Path(config.out)
     main = task.accelerator.is_main_process
     recipe = artifact.preprocessing(config.data, task.levels)
@@ -86,6 +87,8 @@ def finish(task: AutoencoderTask, module: Autoencoder, config: TrainAutoencoderC
             save_families(module.experimental, beside)
         shutil.rmtree(folder / "vae", ignore_errors=True)
         beside.rename(folder / "vae")
+        if task.game is not None and task.game.start.begun(task.total_images - 1):
+            save_discriminator(task.game.player.network, folder)
     task.accelerator.wait_for_everyone()
 
     vae = load(str(folder))
@@ -128,5 +131,6 @@ def _objective(task: AutoencoderTask, vae: AutoencoderKL, family: Family | None)
         latent_shape=task.latent_shape,
         kl_weight=control["kl_weight"],
         reached=control.get("running_kl_nats", control.get("running_rmse")),
+        discriminator_from=None if task.game is None else task.game.start.at,
     )
     return describe_objective(objective, measured, task.config.experimental)

@@ -1,5 +1,6 @@
 """Training an autoencoder from its configuration to its exported folder and report."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from autoencoder import artifact, model
+from autoencoder.adversarial import saved as discriminators
 from autoencoder.config import TrainAutoencoderConfig
 from autoencoder.data.sources import open_train_and_validation
 from autoencoder.experimental.module import ExperimentalAutoencoder, Families
@@ -15,6 +17,7 @@ from autoencoder.finish import finish
 from autoencoder.model import Autoencoder
 from autoencoder.model_path import folder_of
 from autoencoder.objective_summary import Measured, describe_objective, lines, resolution_notes
+from autoencoder.perceptual import LPIPSDistance
 from autoencoder.runtime import launch
 from autoencoder.runtime.checkpoint import STATE
 from autoencoder.runtime.cli import load_config
@@ -49,6 +52,10 @@ def train(config: TrainAutoencoderConfig, run: RunFolder | None, *, trainer_opti
         if starts and config.init_from is not None:
             notes = [artifact.load_weights(module.vae, config.init_from), start_from(module, config.init_from)]
         task = AutoencoderTask(config, module, train_source, validation_source, accelerator, folder)
+        if starts and config.init_from is not None:
+            notes.append(discriminators.start_from(None if task.game is None else task.game.player.network, config.init_from))
+        if isinstance(task.objective.perceptual, LPIPSDistance):
+            notes.append(task.objective.perceptual.described())
         said = introduction(config, task.latent_shape, len(train_source), train_source.name, len(validation_source))
         return launch.Stage(task, "\n".join([said, *(note for note in notes if note)]), lambda averaged: finish(task, averaged, config))
 
@@ -93,4 +100,9 @@ def _resolution_of(path: str) -> int | None:
 
 def preflight(config: TrainAutoencoderConfig) -> int:
     """Real steps, validation, checkpoint and export in a scratch folder; prints memory and expected hours."""
+    adversarial = config.objective.adversarial
+    if adversarial.on:
+        # Both players from the first step on: what memory and hours have to allow for.
+        at_once = dataclasses.replace(adversarial, start=0, warmup_images=0, ramp_images=0)
+        config = dataclasses.replace(config, objective=dataclasses.replace(config.objective, adversarial=at_once))
     return launch.preflight(config, train)
