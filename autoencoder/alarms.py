@@ -38,6 +38,9 @@ LOGVARS_AT_CLAMP = 0.001
 CLEARS = 2.0
 """Factor by which a figure must be on the good side of its threshold for an alarm to be cleared."""
 
+WON = 0.95
+"""Accuracy of the discriminator from which it has won: the decoder's adversarial gradient says nothing but that it has lost."""
+
 MISSED = 0.1
 """Distance |ln(figure / target)| of a KL or a squared error from which its control has missed: a tenth of the KL, 0.4 dB of PSNR."""
 OF_THE_ENCODER = ("collapse", "dominating_kl", "idle_channels", "logvar_at_clamp", "target_missed")
@@ -159,6 +162,18 @@ def target_missed(now: Figures, before: Figures, subject: Subject) -> Finding | 
     )
 
 
+def discriminator_won(now: Figures, before: Figures, subject: Subject) -> Finding | None:
+    """Two windows in a row in which the discriminator was right of nearly every patch."""
+    if "discriminator_accuracy" not in now or "discriminator_accuracy" not in before:
+        return None
+    right = [figures["discriminator_accuracy"] for figures in (now, before)]
+    return Finding(
+        bad=min(right) >= WON,
+        good=1 - right[0] > CLEARS * (1 - WON),
+        message=f"the discriminator is right of {right[0]:.1%} of patches",
+    )
+
+
 def collapse_in_validation(seen: Figures, subject: Subject) -> Finding | None:
     """No rate to speak of, or latents that may be exchanged between images without harm."""
     rise, rate = seen.get("shuffled_delta_nats"), seen["kl_nats"] / subject.latents
@@ -231,6 +246,7 @@ IN_TRAINING: dict[str, Callable[[Figures, Figures, Subject], Finding | None]] = 
     "collapse": collapse_in_training,
     "dominating_kl": dominating_kl_in_training,
     "target_missed": target_missed,
+    "discriminator_won": discriminator_won,
 }
 """The rules for the means of two windows of training in a row, by the alarm that they raise: no validation need be near."""
 AT_VALIDATION: dict[str, Callable[[Figures, Subject], Finding | None]] = {

@@ -6,6 +6,7 @@ from typing import Literal
 from autoencoder.data_config import DataConfig
 from autoencoder.experimental.config import ExperimentalConfig, check_objective
 from autoencoder.freezing import check_frozen
+from autoencoder.lpips_weights import backbone_bands, check_side
 from autoencoder.model_config import ModelConfig
 from autoencoder.objective_config import ObjectiveConfig
 from autoencoder.runtime.config import CheckpointConfig, LogConfig, OptimizerConfig, TrainConfig
@@ -60,10 +61,18 @@ class TrainAutoencoderConfig:
             window,
             f"give at most data.resolution ({self.data.resolution})",
         )
-        smallest = {"vgg": 16, "alex": 35, "squeeze": 17}[self.objective.perceptual.net]
-        require(
-            self.objective.perceptual.name != "lpips" or self.data.resolution >= smallest,
-            "data.resolution",
-            self.data.resolution,
-            f"LPIPS with {self.objective.perceptual.net} needs at least {smallest} pixels",
-        )
+        perceptual, adversarial = self.objective.perceptual, self.objective.adversarial
+        if perceptual.name == "lpips":
+            check_side(perceptual.net, self.data.resolution, key="data.resolution")
+            backbone_bands(perceptual.bands, self.data.channels)
+        if adversarial.on:
+            least = adversarial.smallest_side
+            remedy = f"give at least {least} pixels, or fewer objective.adversarial.layers: {adversarial.layers} of them leave no patch"
+            require(self.data.resolution >= least, "data.resolution", self.data.resolution, remedy)
+            remedy = (
+                f"objective.adversarial.weighting={adversarial.weighting} takes a gradient at the last layer alone, where a compiled "
+                "backward pass runs as a whole: give false, or objective.adversarial.weighting=fixed"
+            )
+            require(not self.train.compile or adversarial.weighting == "fixed", "train.compile", self.train.compile, remedy)
+            remedy = "the discriminator's gradients have no loss scale: give bf16 or fp32"
+            require(self.train.precision != "fp16", "train.precision", self.train.precision, remedy)

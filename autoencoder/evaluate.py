@@ -7,7 +7,7 @@ from typing import Literal
 
 from autoencoder.data.paths import check_source
 from autoencoder.evaluation_file import open_report
-from autoencoder.lpips_weights import lpips_weights_path
+from autoencoder.lpips_weights import check_side, lpips_weights_path
 from autoencoder.model_path import check_model
 from autoencoder.runtime import cli
 from autoencoder.runtime.errors import ConfigError, require
@@ -105,6 +105,9 @@ class EvaluateConfig:
     """LPIPS with this backbone beside PSNR and SSIM."""
     lpips_weights: str | None = None
     """The backbone's weights (.pth or .safetensors); null looks in torchvision's cache."""
+    lpips_bands: tuple[int, ...] | None = None
+    """Channels that LPIPS sees, one or three, counted from 0; null: the channel of grey images, the three of RGB, the first three of
+    four."""
     batch_size: int = 64
     """Crops that go through the network at once."""
     seed: int = 0
@@ -112,6 +115,10 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "batch_size", self.batch_size, "give at least 1")
+        if self.lpips != "none" and self.data.resolution is not None:
+            check_side(self.lpips, self.data.resolution, key="data.resolution")
+        unused = self.lpips_bands is not None and self.lpips == "none"
+        require(not unused, "lpips_bands", self.lpips_bands, "leave it out, or give lpips=vgg, alex or squeeze with it")
         parent = Path(self.out).absolute().parent if self.out else Path()
         require(parent.is_dir(), "out", self.out, f"the folder {parent} does not exist; make it first")
 

@@ -10,6 +10,7 @@ import torch
 
 from autoencoder import artifact
 from autoencoder.account import Measure
+from autoencoder.adversarial.saved import save_discriminator
 from autoencoder.config import TrainAutoencoderConfig
 from autoencoder.data.loader import TrainLoader, ValidationSet
 from autoencoder.data.pixels import to_images
@@ -82,7 +83,7 @@ def calibrate(task: AutoencoderTask, module: Autoencoder) -> tuple[Likelihood, f
 
 
 def finish(task: AutoencoderTask, module: Autoencoder, config: TrainAutoencoderConfig, *, pixels: dict[str, Any] | None = None) -> None:
-    """Write `vae/`, `evaluation.json`, pictures and `report.html`; every process calls it.
+    """Write `vae/`, the discriminator where one has trained, `evaluation.json`, pictures and `report.html`; every process calls it.
 
     `pixels` is the recipe of a frozen encoder, whose latents keep the scale that they have.
     """
@@ -104,6 +105,8 @@ def finish(task: AutoencoderTask, module: Autoencoder, config: TrainAutoencoderC
             save_families(module.experimental, beside)
         shutil.rmtree(folder / "vae", ignore_errors=True)
         beside.rename(folder / "vae")
+        if task.game is not None and task.game.start.begun(task.total_images - 1):
+            save_discriminator(task.game.player.network, folder)
     task.accelerator.wait_for_everyone()
 
     vae = load(str(folder))
@@ -114,7 +117,8 @@ def finish(task: AutoencoderTask, module: Autoencoder, config: TrainAutoencoderC
     measured = evaluate(vae, task.validation_batches(), device=device, recipe=task.recipe, likelihood=likelihood, family=family)
     if not main:
         return
-    told = provenance(vae, recipe=PixelRecipe.from_json(recipe["pixels"]), data=task.validation_source, config=config.data, seed=config.train.seed)
+    kept = PixelRecipe.from_json(recipe["pixels"])
+    told = provenance(vae, recipe=kept, data=task.validation_source, config=config.data, seed=config.train.seed)
     found = {
         "measure": None if likelihood is None else Measure.of(likelihood, config.data.channels * config.data.resolution**2).to_json(),
         "alarms": [asdict(alarm) for alarm in task.monitor.restated(measured.scalars())],
@@ -148,5 +152,6 @@ def _objective(task: AutoencoderTask, vae: AutoencoderKL, family: Family | None)
         latent_shape=task.latent_shape,
         kl_weight=control["kl_weight"],
         reached=control.get("running_kl_nats", control.get("running_rmse")),
+        discriminator_from=None if task.game is None else task.game.start.at,
     )
     return describe_objective(objective, measured, task.config.experimental)

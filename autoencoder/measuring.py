@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from autoencoder import artifact, comparison
 from autoencoder.account import Measure
@@ -22,6 +23,7 @@ from autoencoder.experimental.module import Family
 from autoencoder.experimental.saved import open_family
 from autoencoder.experimental.vamp_prior import VampPrior
 from autoencoder.likelihood import Likelihood, LocationScale, PixelScale, build_likelihood
+from autoencoder.lpips_weights import backbone_bands, check_side
 from autoencoder.model import AutoencoderKL, downsampling, narrow
 from autoencoder.obeying import obeying
 from autoencoder.objective_config import PerceptualConfig
@@ -45,14 +47,12 @@ def measure(config: EvaluateConfig) -> dict[str, Any]:
         UsageError: model, data or weights that cannot be used.
     """
     theirs = None if config.compare is None else open_report(config.compare, "compare")
-    lpips = (
-        build_perceptual(PerceptualConfig(name="lpips", net=config.lpips, weights=config.lpips_weights)) if config.lpips != "none" else None
-    )
     opened = open_pretrained(config.model, subfolder=config.subfolder, revision=config.revision, variant=config.variant)
     recipe, likelihood = opened.preprocessing, _likelihood(config) or opened.likelihood
     vae = opened.vae if isinstance(likelihood, PixelScale) else narrow(opened.vae)
     run = _run(config.model, needed=config.data.source is None)
     source, data = _images(config, vae, recipe, run)
+    lpips = _lpips(config, data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     side = data.resolution // downsampling(vae)
     latent_shape = (int(vae.config["latent_channels"]), side, side)
@@ -95,6 +95,15 @@ def measure(config: EvaluateConfig) -> dict[str, Any]:
     if config.compare is not None and theirs is not None:
         report["comparison"] = comparison.compare(config.compare, report, theirs)
     return report
+
+
+def _lpips(config: EvaluateConfig, data: DataConfig) -> nn.Module | None:
+    """The distance that is asked for, if these crops leave its network features and it knows which channels to see."""
+    if config.lpips == "none":
+        return None
+    check_side(config.lpips, data.resolution, key="data.resolution")
+    bands = backbone_bands(config.lpips_bands, data.channels, key="lpips_bands")
+    return build_perceptual(PerceptualConfig(name="lpips", net=config.lpips, weights=config.lpips_weights, bands=bands), data.channels)
 
 
 def _run(model: str, *, needed: bool) -> TrainAutoencoderConfig | None:

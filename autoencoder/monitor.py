@@ -16,6 +16,8 @@ LEAST_STEPS = 10
 """Nor is anything before so many optimiser steps, in a preflight say."""
 WINDOW = 0.025
 """Share of the run over which training figures are averaged before they are judged, however often they are logged."""
+AVERAGED = ("kl_nats", "nll_nats", "mean_squared_error", "effective_beta", "discriminator_accuracy")
+"""The figures that the rules for training look at."""
 
 
 @dataclass
@@ -29,7 +31,7 @@ class _Window:
 
     def add(self, figures: Figures, images: int) -> None:
         self.images += images
-        for name in ("kl_nats", "nll_nats", "mean_squared_error", "effective_beta"):
+        for name in AVERAGED:
             if name in figures:
                 self.sums[name] = self.sums.get(name, 0.0) + figures[name] * images
                 self.counts[name] = self.counts.get(name, 0) + images

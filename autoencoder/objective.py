@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from autoencoder.adversarial.game import Opponent
 from autoencoder.kl_control import GROUP_KL, group_kl
 from autoencoder.likelihood import Likelihood, PixelScale, build_likelihood
 from autoencoder.missing import filled, observed_mean, observed_values
@@ -54,17 +55,19 @@ class Objective:
         charged: Tensor | None = None,
         rate: Tensor | None = None,
         valid: Tensor | None = None,
+        opponent: Opponent | None = None,
     ) -> Terms:
         """Loss and terms for images (B, C, H, W) in [-1, 1] and what the decoder made of their latents.
 
         `charged` (groups,) says which groups of latents the KL counts beyond their free bits (`KLControl.charged`); without it, all.
         `rate` (B,) stands in for the KL where that has no closed form. `valid` (B, 1, H, W): pixels that are not missing; without it, all.
+        `opponent` adds the adversarial term to all but the KL.
         """
         reconstruction = filled(self.likelihood(scale).reconstruction(decoded), images, valid)
         # Its backbone may run in half precision; nothing else does.
         distance = images.new_zeros(len(images)) if self.perceptual is None else self.perceptual(images, reconstruction)
         with torch.autocast(images.device.type, enabled=False):
-            return self._terms(images, posterior, decoded, distance, scale, kl_weight, charged, rate, valid)
+            return self._terms(images, posterior, decoded, distance, scale, kl_weight, charged, rate, valid, opponent)
 
     def _terms(
         self,
@@ -77,6 +80,7 @@ class Objective:
         charged: Tensor | None,
         rate: Tensor | None,
         valid: Tensor | None,
+        opponent: Opponent | None,
     ) -> Terms:
         likelihood = self.likelihood(scale).observed(valid)
         error = images - filled(likelihood.reconstruction(decoded), images, valid)
@@ -93,16 +97,24 @@ class Objective:
         weighted = self.config.perceptual.weight * dimensions * distance
 
         if self.config.convention == "elbo":
-            loss = nll + weighted + kl_weight * minimised
+            fidelity = nll + weighted
         elif self.config.convention == "ldm":
             # LPIPSWithDiscriminator (Rombach et al. 2022): the distance is broadcast over an image's values.
             log_s = self.config.ldm_logvar
-            loss = (absolute + weighted) / math.exp(log_s) + observed * log_s + kl_weight * minimised
+            fidelity = (absolute + weighted) / math.exp(log_s) + observed * log_s
         elif self.config.convention == "monai":
             # Means over values beside a summed KL: the tutorials' loss, whose balance changes with the resolution.
-            loss = (absolute + weighted) / dimensions + kl_weight * minimised
+            fidelity = (absolute + weighted) / dimensions
         else:
-            loss = squared + weighted + kl_weight * minimised
+            fidelity = squared + weighted
+        played = dict[str, Tensor]()
+        if opponent is not None:
+            fidelity, played = opponent(images, decoded, fidelity, valid)
+            if scale.requires_grad:
+                # The opponent's gradient goes to what was decoded; that to a learned scale is taken beside it.
+                again = -likelihood.log_prob(images, decoded.detach())
+                fidelity = fidelity + (again - again.detach())
+        loss = fidelity + kl_weight * minimised
 
         named = {
             "nll_nats": nll,
@@ -120,4 +132,4 @@ class Objective:
             named["perceptual"] = distance
         if charged is not None:
             named["free_bits_kl_nats"] = minimised
-        return Terms(loss, {name: value.detach() for name, value in named.items()}, statistics)
+        return Terms(loss, {name: value.detach() for name, value in (named | played).items()}, statistics)

@@ -1,9 +1,10 @@
-"""What is minimised: likelihood, KL and perceptual term. Torch-free."""
+"""What is minimised: likelihood, KL, perceptual and adversarial term. Torch-free."""
 
 import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from autoencoder.adversarial_config import AdversarialConfig
 from autoencoder.runtime.config import count
 from autoencoder.runtime.errors import require
 
@@ -135,11 +136,16 @@ class PerceptualConfig:
     """LPIPS backbone."""
     weights: str | None = None
     """The backbone's weights (.pth or .safetensors); null looks in torchvision's cache; `random` for benchmarks."""
+    bands: tuple[int, ...] | None = None
+    """Channels that LPIPS sees, one (as grey) or three (as RGB), counted from 0; null: the channel of grey images, the three of RGB, the
+    first three of four."""
     window: int = 7
     """Side of SSIM's Gaussian window, in pixels (odd, not above the resolution)."""
 
     def __post_init__(self) -> None:
         require(self.weight >= 0, "weight", self.weight, "give 0 or more")
+        unused = self.bands is not None and self.name != "lpips"
+        require(not unused, "bands", self.bands, "leave it out unless name is `lpips`: SSIM sees every channel")
         require(self.window >= 3 and self.window % 2 == 1, "window", self.window, "give an odd number from 3")
 
 
@@ -157,6 +163,8 @@ class ObjectiveConfig:
     """The KL term."""
     perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
     """The perceptual term."""
+    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
+    """The adversarial term."""
     ldm_logvar: float = 0.0
     """LDM's `logvar`, the log of its scale s (convention `ldm`; 0 in every published run)."""
 

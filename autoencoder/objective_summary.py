@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from autoencoder.adversarial_config import PLATEAU, AdversarialConfig
 from autoencoder.beta import best_scale, effective_beta, equivalent_weights, family, implied_scale
 from autoencoder.experimental.config import ExperimentalConfig
 from autoencoder.objective_config import AT_BOUND, KLConfig, ObjectiveConfig
@@ -37,6 +38,8 @@ class Measured:
     """Typical errors, before any are measured."""
     reached: float | None = None
     """What a control's KL (nats an image) or RMS error came to at the end of a run."""
+    discriminator_from: int | None = None
+    """Images seen when the discriminator began, where that is known."""
 
     @property
     def dims(self) -> int:
@@ -78,7 +81,7 @@ def describe_objective(
         "target": _target(config.kl, measured.reached, weight),
         "kl_weight": weight,
         "perceptual": None if config.perceptual.name == "none" else {"name": config.perceptual.name, "weight": config.perceptual.weight},
-        "adversarial": None,
+        "adversarial": _adversarial(config.adversarial, measured.discriminator_from),
         **_finite({"beta": beta}),
         "decoder": {"family": kind, **_finite(scales)},
         "equivalent_weights": _finite(equivalent_weights(beta, **errors, dims=dims)),
@@ -124,7 +127,7 @@ def rows(told: dict[str, Any]) -> list[tuple[str, str]]:
             "perceptual",
             "off" if perceptual is None else f"{perceptual['name']}, weight {perceptual['weight']:g}: in the loss, in no ELBO",
         ),
-        ("adversarial", "off"),
+        ("adversarial", "off" if told["adversarial"] is None else f"{told['adversarial']['words']}: in the loss, in no ELBO"),
         ("effective beta", beta),
         ("as KL weight", equal),
         ("at errors", errors),
@@ -192,6 +195,22 @@ def _pixel_words(config: ObjectiveConfig) -> str:
         "monai": "mean|e| (MONAI's tutorials)",
         "diffusers": "sum e^2 (diffusers)",
     }[config.convention]
+
+
+def _adversarial(config: AdversarialConfig, began: int | None) -> dict[str, Any] | None:
+    if not config.on:
+        return None
+    weighting = {
+        "fixed": "fixed",
+        "running": "of the gradient of the rest at the last layer, by their running ratio",
+        "step": "of the gradient of the rest at the last layer, by each step's ratio",
+    }[config.weighting]
+    waits = began is None and config.start == PLATEAU
+    start = "once the NLL has stopped falling" if waits else f"from {count(config.start, 'start') if began is None else began:,} images on"
+    warmup, ramp = (count(getattr(config, key), key) for key in ("warmup_images", "ramp_images"))
+    words = f"{config.name}, weight {config.weight:g} ({weighting}), {start}"
+    words += f"; the decoder hears it {warmup:,} images later, in full after {ramp:,} more" if warmup or ramp else ""
+    return {"name": config.name, "weight": config.weight, "weighting": config.weighting, "began": began, "words": words}
 
 
 def _likelihood_words(config: ObjectiveConfig) -> str:

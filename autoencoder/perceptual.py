@@ -4,6 +4,7 @@ Each takes images and reconstruction (B, C, H, W) in [-1, 1] to a distance (B,),
 that are finite also where it equals the images.
 """
 
+import hashlib
 import warnings
 from pathlib import Path
 from pickle import UnpicklingError
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import autoencoder.runtime.torchvision_operators  # noqa: F401  (before lpips)
-from autoencoder.lpips_weights import TORCHVISION, lpips_weights_path
+from autoencoder.lpips_weights import TORCHVISION, backbone_bands, lpips_weights_path
 from autoencoder.metrics import structural_similarity
 from autoencoder.objective_config import PerceptualConfig
 from autoencoder.runtime.errors import UsageError, first_line
@@ -22,16 +23,16 @@ from autoencoder.runtime.errors import UsageError, first_line
 from lpips import LPIPS  # isort: skip
 
 
-def build_perceptual(config: PerceptualConfig) -> nn.Module | None:
-    """The configured distance, or None.
+def build_perceptual(config: PerceptualConfig, channels: int = 3) -> nn.Module | None:
+    """The configured distance between images of so many channels, or None.
 
     Raises:
-        UsageError: LPIPS whose backbone has no weights.
+        UsageError: LPIPS whose backbone has no weights, or channels of which it would not know which to see.
     """
     if config.name == "ssim":
         return SSIMDistance(config.window)
     if config.name == "lpips":
-        return LPIPSDistance(config.net, config.weights)
+        return LPIPSDistance(config.net, config.weights, bands=backbone_bands(config.bands, channels))
     return None
 
 
@@ -57,13 +58,15 @@ class LPIPSDistance(nn.Module):
         net: `vgg`, `alex` or `squeeze`.
         weights: a file with torchvision's weights of the backbone (.pth or .safetensors), None for torchvision's cache, or `random`: the
             same random backbone every time, for benchmarks and tests.
+        bands: indices of the channels that the backbone sees, one (as grey) or three (as RGB).
 
     Raises:
         UsageError: weights that are missing, cannot be read or are not of this backbone.
     """
 
-    def __init__(self, net: str = "vgg", weights: str | None = None) -> None:
+    def __init__(self, net: str = "vgg", weights: str | None = None, *, bands: tuple[int, ...] | None = None) -> None:
         super().__init__()
+        self.net, self.bands = net, bands
         path = lpips_weights_path(net, weights)
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
@@ -76,7 +79,7 @@ class LPIPSDistance(nn.Module):
             _load_backbone(self.backbone, path, net)
 
     def forward(self, images: Tensor, reconstruction: Tensor) -> Tensor:
-        """The distance, (B,). A single channel is shown to the backbone as grey."""
+        """The distance, (B,), of the bands that the backbone sees; a single one is shown to it as grey."""
         with torch.no_grad():
             targets = self._features(images)
         features = self._features(reconstruction)
@@ -88,15 +91,31 @@ class LPIPSDistance(nn.Module):
         )
         return distance.sum(0)
 
+    def described(self) -> str:
+        """The weights in use, for a log: SHA-256 of the backbone's and of the heads' tensors."""
+        backbone, heads = self.backbone.state_dict(), dict(self.named_buffers(recurse=False))
+        return f"LPIPS {self.net}: sha256 of the backbone's weights {_sha256(backbone)}, of the heads' {_sha256(heads)}"
+
     def _features(self, images: Tensor) -> list[Tensor]:
         """Each layer's features, (B, C, h, w), as unit vectors along C, at least float32."""
-        scaled = self.scaling(images.to(self.scaling.shift.dtype).expand(-1, 3, -1, -1))
+        # By slices: an index tensor would have to be copied to the device.
+        seen = images if self.bands is None else torch.cat([images[:, band : band + 1] for band in self.bands], dim=1)
+        scaled = self.scaling(seen.to(self.scaling.shift.dtype).expand(-1, 3, -1, -1))
         return [_unit(feature.to(torch.promote_types(feature.dtype, torch.float32))) for feature in self.backbone(scaled)]
 
 
 def _unit(features: Tensor) -> Tensor:
     """features / |features| along C. The epsilon is inside the root, whose slope at zero features would be infinite without it."""
     return features / (features.square().sum(1, keepdim=True) + 1e-10).sqrt()
+
+
+def _sha256(tensors: dict[str, Tensor]) -> str:
+    """Over names, shapes and values in the order of the names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _load_backbone(backbone: nn.Module, path: Path, net: str) -> None:

@@ -90,11 +90,23 @@ def _against_target_missed(objective: ObjectiveConfig) -> str:
     )
 
 
+def _against_won_discriminator(objective: ObjectiveConfig) -> str:
+    adversarial = objective.adversarial
+    held = adversarial.gate[1] < 1
+    gate = "It stands still already (objective.adversarial.gate). " if held else "Hold it (objective.adversarial.gate=0.55,0.85). "
+    penalty = "raise its penalty" if adversarial.r1 > 0 else "penalise its gradient"
+    return (
+        f"{gate}Lower objective.adversarial.lr or width, {penalty} (objective.adversarial.r1), or start later "
+        "(objective.adversarial.start), from reconstructions that are harder to tell"
+    )
+
+
 REMEDIES: dict[str, Callable[[ObjectiveConfig], str]] = {
     "dominating_kl": _against_dominating_kl,
     "idle_channels": _against_idle_channels,
     "scale_at_bound": _against_scale_at_bound,
     "logvar_at_clamp": _against_logvar_at_clamp,
     "target_missed": _against_target_missed,
+    "discriminator_won": _against_won_discriminator,
 }
 """By alarm, all but `collapse`."""

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from autoencoder import evaluation
+from autoencoder.adversarial.game import Game
 from autoencoder.alarms import Subject
 from autoencoder.beta import effective_beta
 from autoencoder.config import TrainAutoencoderConfig
@@ -18,6 +19,7 @@ from autoencoder.data.loader import Batch, TrainLoader, ValidationSet
 from autoencoder.data.order import spread
 from autoencoder.data.pixels import levels_of, to_images
 from autoencoder.data.sources import Source
+from autoencoder.data.steps import Steps
 from autoencoder.elbo import bits_per_dim
 from autoencoder.experimental.encoder_steps import standing
 from autoencoder.experimental.iwae import importance_weighted
@@ -36,6 +38,7 @@ from autoencoder.runtime.checkpoint import HasTensors
 from autoencoder.runtime.config import count
 from autoencoder.runtime.errors import ConfigError, TrainingError, UsageError
 from autoencoder.runtime.files import replace_text
+from autoencoder.runtime.optim import learning_rate_factor
 from autoencoder.scale import AnalyticScale, learned_scale
 
 # The first and last layers: their rows or columns are pixels and latents, not features.
@@ -57,7 +60,7 @@ class AutoencoderTask:
         self.config, self.module, self.train_source, self.validation_source = config, module, train, validation
         self.accelerator, self.folder = accelerator, folder
         device = accelerator.device
-        perceptual = build_perceptual(config.objective.perceptual)
+        perceptual = build_perceptual(config.objective.perceptual, config.data.channels)
         self.objective = Objective(config.objective, None if perceptual is None else perceptual.to(device))
         self.scale = AnalyticScale(config.objective.likelihood, device)
         self.total_images = count(config.train.images, "train.images")
@@ -77,6 +80,39 @@ class AutoencoderTask:
         kl = config.objective.kl
         self.moving: tuple[str, ...] = () if kl.schedule == "constant" and kl.control == "none" else ("kl_weight",)
         self.monitor = Monitor(Subject.of(config, self.latent_shape))
+        self.game = self._game() if config.objective.adversarial.on else None
+
+    def _game(self) -> Game:
+        """The adversarial term, its players' sizes and weighting checked against network and processes."""
+        adversarial, train, data = self.config.objective.adversarial, self.config.train, self.config.data
+        layer = self.module.vae.decoder.conv_out.weight
+        if adversarial.weighting != "fixed" and not layer.requires_grad:
+            raise UsageError(
+                f"objective.adversarial.weighting: got {adversarial.weighting!r}, but the decoder's last convolution, whose gradients it "
+                "compares, does not train; give `fixed`"
+            )
+        steps = Steps(
+            images=self.total_images,
+            batch_size=train.batch_size,
+            microbatch=train.microbatch,
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
+        )
+        if adversarial.weighting == "step" and steps.microbatches(0) > 1:
+            raise UsageError(
+                f"objective.adversarial.weighting: got 'step', but a step has {steps.microbatches(0)} microbatches here and its ratio is "
+                f"known after the last; give `running`, or leave out train.microbatch={train.microbatch}"
+            )
+        return Game(
+            adversarial,
+            layer=layer,
+            shape=(data.channels, data.resolution, data.resolution),
+            batch_size=train.batch_size,
+            seed=train.seed,
+            pace=lambda images: learning_rate_factor(self.config.optimizer, images, self.total_images),
+            device=self.accelerator.device,
+            precision=torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else None,
+        )
 
     def loader(self, first_step: int) -> Iterable[tuple[int, list[Batch]]]:
         config = self.config
@@ -166,17 +202,31 @@ class AutoencoderTask:
             valid = None if valid is None else valid.repeat_interleave(samples, 0)
         scale = self.scale.value if output.log_scale is None else learned_scale(output.log_scale, self.config.objective.likelihood)
         posterior, weight = DiagonalGaussian(output.mean, output.logvar), self.kl.weight(images)
+        opponent = None if self.game is None else self.game.opponent(batch.weight, images)
         terms = self.objective(
-            pixels, posterior, output.decoded, scale=scale, kl_weight=weight, charged=self.kl.charged(), rate=output.rate, valid=valid
+            pixels,
+            posterior,
+            output.decoded,
+            scale=scale,
+            kl_weight=weight,
+            charged=self.kl.charged(),
+            rate=output.rate,
+            valid=valid,
+            opponent=opponent,
         )
         return terms if samples == 1 else importance_weighted(terms, samples)
 
     def standing(self, step: int, images: int) -> list[nn.Parameter]:
         return standing(self.config.experimental, self.module, step=step, images=images)
 
+    def finish_gradients(self, images: int) -> dict[str, Tensor]:
+        return {} if self.game is None else self.game.finish_gradients(images)
+
     def update(self, means: dict[str, Tensor], images: int, found_inf: Tensor) -> None:
         self.scale.update(means["scale_moment"], found_inf, means.get("valid_share"))
         self.kl.update(means, images, found_inf)
+        if self.game is not None:
+            self.game.update(means, images, found_inf)
 
     def scalars(self, means: dict[str, float], images: int) -> dict[str, float]:
         objective = self.config.objective
@@ -195,6 +245,8 @@ class AutoencoderTask:
         if "kl_nats" in means:
             c, h, w = self.latent_shape
             shown["kl_nats_per_latent"] = means["kl_nats"] / (c * h * w)
+        if self.game is not None:
+            shown |= self.game.scalars()
         self.monitor.training(means | shown, images)
         if self.accelerator.num_processes > 1:
             self._share()
@@ -254,7 +306,7 @@ class AutoencoderTask:
         return self.monitor.news()
 
     def held(self) -> dict[str, HasTensors]:
-        return {"controllers": self.scale, "kl_control": self.kl}
+        return {"controllers": self.scale, "kl_control": self.kl, **({} if self.game is None else self.game.held())}
 
     def state(self) -> dict[str, Any]:
         return {"bad": self.bad, "levels": self.levels, "monitor": self.monitor.state()}

@@ -1,5 +1,6 @@
 """Training an autoencoder from its configuration to its exported folder and report."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from autoencoder import artifact, finetuning, model
+from autoencoder.adversarial import saved as discriminators
 from autoencoder.config import TrainAutoencoderConfig
 from autoencoder.data.sources import open_train_and_validation
 from autoencoder.experimental.module import ExperimentalAutoencoder, Families
@@ -16,6 +18,7 @@ from autoencoder.freezing import freeze
 from autoencoder.model import Autoencoder, AutoencoderKL
 from autoencoder.model_path import folder_of, is_checkpoint
 from autoencoder.objective_summary import Measured, describe_objective, lines, resolution_notes
+from autoencoder.perceptual import LPIPSDistance
 from autoencoder.runtime import launch
 from autoencoder.runtime.cli import load_config
 from autoencoder.runtime.run_folder import CONFIG, RunFolder
@@ -52,8 +55,13 @@ def train(config: TrainAutoencoderConfig, run: RunFolder | None, *, trainer_opti
             if accelerator.is_main_process:
                 finetuning.record(config, module, origin, folder)
         task = AutoencoderTask(config, module, train_source, validation_source, accelerator, folder)
+        notes: list[str | None] = []
+        if starts and config.init_from is not None:
+            notes.append(discriminators.start_from(None if task.game is None else task.game.player.network, config.init_from))
+        if isinstance(task.objective.perceptual, LPIPSDistance):
+            notes.append(task.objective.perceptual.described())
         said = introduction(config, task.latent_shape, len(train_source), train_source.name, len(validation_source))
-        told = "\n".join([said, *finetuning.describe(config, module.vae, origin)])
+        told = "\n".join([said, *finetuning.describe(config, module.vae, origin), *(note for note in notes if note)])
         return launch.Stage(task, told, lambda averaged: finish(task, averaged, config, pixels=origin.pixels))
 
     return launch.launch(config, run, build, trainer_options=trainer_options)
@@ -97,4 +105,9 @@ def _resolution_of(path: str) -> int | None:
 
 def preflight(config: TrainAutoencoderConfig) -> int:
     """Real steps, validation, checkpoint and export in a scratch folder; prints memory and expected hours."""
+    adversarial = config.objective.adversarial
+    if adversarial.on:
+        # Both players from the first step on: what memory and hours have to allow for.
+        at_once = dataclasses.replace(adversarial, start=0, warmup_images=0, ramp_images=0)
+        config = dataclasses.replace(config, objective=dataclasses.replace(config.objective, adversarial=at_once))
     return launch.preflight(config, train)

@@ -74,6 +74,9 @@ class DiffusionTask:
     def standing(self, step: int, images: int) -> Sequence[nn.Parameter]:
         return ()
 
+    def finish_gradients(self, images: int) -> dict[str, Tensor]:
+        return {}
+
     def update(self, means: dict[str, Tensor], images: int, found_inf: Tensor) -> None:
         pass
 

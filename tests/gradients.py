@@ -1,4 +1,7 @@
-"""A run under SGD that saves the gradient of every step: `python -m tests.gradients PROCESSES OUT COMMAND ARGV...`."""
+"""A run under SGD that saves the gradients of every step, a discriminator's among them.
+
+`python -m tests.gradients PROCESSES OUT COMMAND ARGV...`
+"""
 
 import sys
 from pathlib import Path
@@ -12,6 +15,7 @@ from torch import nn
 def main(processes: int, out: Path, argv: list[str]) -> int:
     """Train with plain SGD; the main process writes `gradients.safetensors` and the end's weights and average."""
     import autoencoder.runtime.loop as loop
+    from autoencoder.adversarial.player import Discriminator
     from autoencoder.runtime import launch
     from autoencoder.runtime.config import OptimizerConfig
     from autoencoder.runtime.optim import Optimizers
@@ -29,7 +33,17 @@ def main(processes: int, out: Path, argv: list[str]) -> int:
             if parameter.requires_grad:
                 saved[f"{step}/{name}"] = parameter.grad.clone()
 
+    finish, finished = Discriminator.finish, [0]
+
+    def finish_and_note(player: Discriminator, gradients: list[torch.Tensor], images: int) -> torch.Tensor:
+        norm = finish(player, gradients, images)
+        for name, parameter in player.network.named_parameters():
+            saved[f"discriminator-{finished[0]}/{name}"] = parameter.grad.clone()
+        finished[0] += 1
+        return norm
+
     loop.build_optimizers = sgd  # type: ignore[assignment]
+    Discriminator.finish = finish_and_note  # type: ignore[method-assign]
     launched = launch.launch
 
     def recorded(config: Any, run: Any, build: Any, **options: Any) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from autoencoder.adversarial_config import AdversarialConfig
 from autoencoder.alarms import AT_VALIDATION, Finding, Subject, validation_alarms
 from autoencoder.config import DataConfig, TrainAutoencoderConfig
 from autoencoder.monitor import Monitor
@@ -89,6 +90,23 @@ def test_a_price_far_above_the_bounds_own_is_told_between_validations() -> None:
     assert raised(told) == [(1000, "dominating_kl")]
     assert raised(train(Monitor(SUBJECT), [{"kl_nats": 6.0, "effective_beta": 1.0}] * 6)) == []
     assert raised(train(Monitor(SUBJECT), [{"kl_nats": 60.0, "effective_beta": 50.0}] * 6)) == []
+
+
+def test_a_discriminator_that_is_right_of_nearly_every_patch_has_won() -> None:
+    lines = [{}] * 6 + [{"discriminator_accuracy": right} for right in (0.97, 0.93, 0.96, 0.99, 0.92, 0.89)]
+    told = train(Monitor(SUBJECT), lines)
+    # Two windows in a row above 0.95 raise it, one below 0.9 clears it.
+    assert raised(told) == [(5000, "discriminator_won")]
+    assert cleared(told) == [(6000, "discriminator_won")]
+    (alarm,) = (alarm for _, news in told for alarm in news.raised)
+    assert "right of 99.0% of patches" in alarm.message
+
+
+def test_the_remedy_of_a_won_game_is_not_what_is_in_force() -> None:
+    gated = ObjectiveConfig(adversarial=AdversarialConfig(name="hinge", r1=1.0))
+    free = ObjectiveConfig(adversarial=AdversarialConfig(name="hinge", gate=(0.0, 1.0)))
+    assert "raise its penalty" in remedy("discriminator_won", gated) and "Hold it" not in remedy("discriminator_won", gated)
+    assert "penalise its gradient" in remedy("discriminator_won", free) and "Hold it" in remedy("discriminator_won", free)
 
 
 def test_lines_without_a_finite_step_are_passed_over() -> None:

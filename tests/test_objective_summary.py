@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from autoencoder import artifact, train, training
+from autoencoder.adversarial_config import AdversarialConfig
 from autoencoder.beta import effective_beta
 from autoencoder.config import DataConfig, ModelConfig, TrainAutoencoderConfig
 from autoencoder.experimental.config import ExperimentalConfig
@@ -250,3 +251,19 @@ def test_the_weight_is_shown_where_it_moves(capsys: pytest.CaptureFixture[str]) 
 def test_a_stage_without_an_account_shows_its_loss(capsys: pytest.CaptureFixture[str]) -> None:
     Console(1000, shown=True, bar=False).line("train", 500, {"loss": 1.25, "gradient_norm": math.pi, "lr": 1e-3})
     assert "loss 1.25  gradient 3.142" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "began", "words"),
+    [
+        ({"weight": 0.25}, None, "once the NLL has stopped falling; the decoder hears it 10,000 images later, in full after 10,000 more"),
+        ({"start": "50k", "warmup_images": 0, "ramp_images": 0, "weighting": "fixed"}, None, "weight 0.1 (fixed), from 50,000 images on"),
+        ({}, 1234, "from 1,234 images on"),
+    ],
+)
+def test_the_adversarial_term_stands_apart_with_its_start(settings: dict[str, Any], began: int | None, words: str) -> None:
+    config = ObjectiveConfig(adversarial=AdversarialConfig(name="hinge", **settings))
+    told = describe_objective(config, replace(MEASURED, discriminator_from=began))
+    text = " ".join(" ".join(lines(told)).split())
+    assert words in text and text.count("in the loss, in no ELBO") == 1
+    assert told["beta"] == describe_objective(ObjectiveConfig(), MEASURED)["beta"]

@@ -1,3 +1,5 @@
+import hashlib
+import re
 import subprocess
 import sys
 import warnings
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 import autoencoder.runtime.torchvision_operators  # noqa: F401  (before lpips)
-from autoencoder.lpips_weights import TORCHVISION, lpips_weights_path
+from autoencoder.lpips_weights import SMALLEST, TORCHVISION, backbone_bands, lpips_weights_path
 from autoencoder.objective_config import PerceptualConfig
 from autoencoder.perceptual import LPIPSDistance, SSIMDistance, build_perceptual
 from autoencoder.runtime.errors import ConfigError, UsageError
@@ -19,8 +21,7 @@ from autoencoder.runtime.errors import ConfigError, UsageError
 import lpips  # isort: skip
 import torchvision  # isort: skip
 
-NETS = {"vgg": 16, "alex": 35, "squeeze": 17}
-"""Each backbone's smallest image."""
+NETS = SMALLEST
 
 
 def pair(side: int = 32, channels: int = 3, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -119,6 +120,48 @@ def test_lpips_shows_grey_images_as_three_equal_channels(alex: LPIPSDistance) ->
     images, reconstruction = pair(35, channels=1)
     expected = alex(images.repeat(1, 3, 1, 1), reconstruction.repeat(1, 3, 1, 1))
     torch.testing.assert_close(alex(images, reconstruction), expected)
+
+
+@pytest.mark.parametrize(
+    ("channels", "bands", "seen"), [(4, None, (0, 1, 2)), (13, (3, 2, 1), (3, 2, 1)), (13, (7,), (7, 7, 7)), (3, (2, 1, 0), (2, 1, 0))]
+)
+def test_lpips_sees_the_bands_that_it_is_to_see(channels: int, bands: tuple[int, ...] | None, seen: tuple[int, ...]) -> None:
+    distance = build_perceptual(PerceptualConfig(name="lpips", net="squeeze", weights="random", bands=bands), channels)
+    images, reconstruction = pair(20, channels=channels)
+    reconstruction.requires_grad_()
+    assert distance is not None
+    value = distance(images, reconstruction)
+    picked = [x[:, list(seen)] for x in (images, reconstruction)]
+    torch.testing.assert_close(value, LPIPSDistance("squeeze", "random")(*picked))
+    (gradient,) = torch.autograd.grad(value.sum(), reconstruction)
+    assert {band for band in range(channels) if gradient[:, band].abs().sum() > 0} == set(seen)
+
+
+@pytest.mark.parametrize(("channels", "bands"), [(13, None), (2, None), (4, (0, 1)), (4, (4,)), (3, (-1,))])
+def test_channels_without_a_rule_and_bands_that_are_not_there_are_refused(channels: int, bands: tuple[int, ...] | None) -> None:
+    with pytest.raises(ConfigError, match=r"^objective\.perceptual\.bands: "):
+        backbone_bands(bands, channels)
+
+
+def test_the_log_tells_the_weights_by_hash(alex: LPIPSDistance) -> None:
+    said = alex.described()
+    assert said == LPIPSDistance("alex", "random").described()
+    backbone, heads = re.findall("[0-9a-f]{64}", said)
+    digest = hashlib.sha256()
+    for name, tensor in sorted(alex.backbone.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode() + tensor.numpy().tobytes())
+    assert backbone == digest.hexdigest()
+    other = LPIPSDistance("alex", "random")
+    next(iter(other.backbone.state_dict().values())).view(-1)[0] += 1
+    assert other.described() != said and heads in other.described()
+
+
+@pytest.mark.parametrize("net", list(NETS))
+def test_the_least_side_is_the_least_that_leaves_features(net: str) -> None:
+    distance = LPIPSDistance(net, "random")
+    assert distance(*pair(NETS[net])).isfinite().all()
+    with pytest.raises(RuntimeError):
+        distance(*pair(NETS[net] - 1))
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

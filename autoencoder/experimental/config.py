@@ -100,3 +100,9 @@ def check_objective(config: ExperimentalConfig, objective: ObjectiveConfig) -> N
         objective.perceptual.name,
         f"{samples} weighs samples by p(x, z) / q(z|x), where a perceptual distance has no place: give `none`",
     )
+    require(
+        not objective.adversarial.on,
+        "objective.adversarial.name",
+        objective.adversarial.name,
+        f"{samples} weighs samples by p(x, z) / q(z|x), where a discriminator has no place: give `none`",
+    )

@@ -72,8 +72,9 @@ AUTOENCODER = Stage(
         ),
         Section(
             "Auxiliary losses",
-            "In the loss beside the bound and in no ELBO: distances in units of their own, before their weights.",
-            ("perceptual", "adversarial"),
+            "In the loss beside the bound and in no ELBO: distances in units of their own, before their weights. A discriminator that "
+            "is right of every patch tells the decoder nothing; at one half it knows nothing.",
+            ("perceptual", "adversarial", "adversarial_weight", "discriminator_loss", "discriminator_accuracy"),
         ),
         Section(
             "What is optimised",
@@ -100,7 +101,7 @@ AUTOENCODER = Stage(
         Section(
             "Under the hood",
             "Optimiser, throughput and what the model's parts settle on.",
-            ("lr", "gradient_norm", "images_per_second", "likelihood_scale", "geometric_mean_scale"),
+            ("lr", "gradient_norm", "discriminator_gradient_norm", "r1", "images_per_second", "likelihood_scale", "geometric_mean_scale"),
         ),
     ),
     grids=(

@@ -14,6 +14,8 @@ SHOWN = {
     "elbo_nats": "ELBO {}",
     "bits_per_dim": "{} bits/dim",
     "perceptual": "perceptual {}",
+    "adversarial": "adversarial {}",
+    "discriminator_accuracy": "D right {}",
     "psnr_db": "{} dB",
     "loss": "loss {}",
     "gradient_norm": "gradient {}",

@@ -62,6 +62,10 @@ class Task(Protocol[M]):
     def standing(self, step: int, images: int) -> Iterable[nn.Parameter]:
         """Parameters that keep their values and their optimiser state in this step, before which `images` were seen."""
 
+    def finish_gradients(self, images: int) -> dict[str, Tensor]:
+        """Finish the gradients of parameters that the loop does not optimise, over the global `images` of the step; returns global figures
+        to log, whose non-finite values void the step. Every process calls it."""
+
     def update(self, means: dict[str, Tensor], images: int, found_inf: Tensor) -> None:
         """Move controllers, once an optimiser step, by the global means over its `images`; not where `found_inf` is 1."""
 
@@ -184,6 +188,8 @@ class Trainer(Generic[M]):
                 part = (value * batch.weight.view(-1, *[1] * (value.ndim - 1))).sum(0)
                 sums[name] = sums[name] + part if name in sums else part
         means = self._global_means(sums, images)
+        beside = self.task.finish_gradients(images)
+        means |= beside
         parameters = self.optimizers.parameters()
         if self.loss_scale.enabled:
             torch._foreach_div_([p.grad for p in parameters if p.grad is not None], self.loss_scale.value)
@@ -192,7 +198,7 @@ class Trainer(Generic[M]):
         for parameter in self.task.standing(step, self.progress.images):
             parameter.grad = None
         means["gradient_norm"] = torch.nn.utils.clip_grad_norm_(parameters, self.optimizer.clip_norm or float("inf"))
-        found_inf = self.meters.add({name: means[name] for name in (*logged, "gradient_norm")}, images)
+        found_inf = self.meters.add({name: means[name] for name in (*logged, *beside, "gradient_norm")}, images)
 
         factor = learning_rate_factor(self.optimizer, self.progress.images, self.total_images)
         self.optimizers.step(factor, found_inf)

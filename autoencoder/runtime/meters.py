@@ -9,7 +9,7 @@ SKIPPED = "skipped_steps"
 class Meters:
     """Means over the images of all steps since the last reading; non-finite steps are left out and named.
 
-    Nothing here waits for the device but `read`.
+    Each name has a mean over the images of the steps that had it. Nothing here waits for the device but `read`.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -17,39 +17,43 @@ class Meters:
         self._dtype = torch.float32 if device.type == "mps" else torch.float64
         self._device = device
         self.names: list[str] = []
-        self._sums = self._bad = torch.zeros(0)
-        self._images = self._skipped = torch.zeros(())
+        self._sums = self._bad = self._images = self._zeros(0)
+        self._skipped = self._zeros()
 
-    def _start(self, names: list[str]) -> None:
-        self.names = names
-        self._sums = torch.zeros(len(names), dtype=self._dtype, device=self._device)
-        self._bad = torch.zeros(len(names), dtype=self._dtype, device=self._device)
-        self._images = torch.zeros((), dtype=self._dtype, device=self._device)
-        self._skipped = torch.zeros((), dtype=self._dtype, device=self._device)
+    def _zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=self._dtype, device=self._device)
+
+    def _grow(self, names: list[str]) -> None:
+        """Take in names that a step is the first to have."""
+        self.names = [*self.names, *names]
+        self._sums, self._bad, self._images = (torch.cat((v, self._zeros(len(names)))) for v in (self._sums, self._bad, self._images))
 
     def add(self, means: dict[str, Tensor], images: int) -> Tensor:
         """Add a step's means over its `images`; returns the flag `found_inf`: 1.0 where any is not finite, else 0.0."""
-        if not self.names:
-            self._start(list(means))
-        values = torch.stack([means[name].to(self._dtype) for name in self.names])
+        unknown = [name for name in means if name not in self.names]
+        if unknown:
+            self._grow(unknown)
+        absent, one = self._zeros(), torch.ones((), dtype=self._dtype, device=self._device)
+        values = torch.stack([means[name].to(self._dtype) if name in means else absent for name in self.names])
+        present = torch.stack([one if name in means else absent for name in self.names])
         bad = ~values.isfinite()
         found = bad.any().to(self._dtype)
         self._sums += torch.where(found > 0, torch.zeros_like(values), values * images)
         self._bad += bad
-        self._images += images * (1 - found)
+        self._images += present * images * (1 - found)
         self._skipped += found
         return found.float()
 
     def read(self) -> tuple[dict[str, float], list[str]]:
         """Means since the last reading, with the count of skipped steps if any, and the names that were not finite."""
-        flat = torch.cat([self._sums, self._bad, self._images[None], self._skipped[None]]).tolist()
         count = len(self.names)
-        images, skipped = flat[-2:]
-        means = {name: flat[i] / images for i, name in enumerate(self.names)} if images else {}
+        flat = torch.cat([self._sums, self._bad, self._images, self._skipped[None]]).tolist()
+        sums, bad, images, skipped = flat[:count], flat[count : 2 * count], flat[2 * count : 3 * count], flat[-1]
+        means = {name: total / over for name, total, over in zip(self.names, sums, images, strict=True) if over}
         if skipped:
             means[SKIPPED] = skipped
-        nonfinite = [name for i, name in enumerate(self.names) if flat[count + i]]
-        self._start(self.names)
+        nonfinite = [name for name, times in zip(self.names, bad, strict=True) if times]
+        self._sums, self._bad, self._images, self._skipped = self._zeros(count), self._zeros(count), self._zeros(count), self._zeros()
         return means, nonfinite
 
     def tensors(self) -> dict[str, Tensor]:
