@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from autoencoder.equivariance_config import check_equivariance
 from autoencoder.experimental.config import ExperimentalConfig, check_objective
 from autoencoder.objective_config import ObjectiveConfig
 from autoencoder.runtime.config import CheckpointConfig, LogConfig, OptimizerConfig, TrainConfig
@@ -182,6 +183,12 @@ class TrainAutoencoderConfig:
                 self.data.resolution,
                 f"give a multiple of {factor}, the downsampling factor of model.preset={self.model.preset}",
             )
+            check_equivariance(
+                self.objective.equivariance,
+                latent_side=self.data.resolution // factor,
+                factor=factor,
+                least_image=self.objective.perceptual.least_side,
+            )
         check_objective(self.experimental, self.objective)
         window = self.objective.perceptual.window
         require(
@@ -190,7 +197,7 @@ class TrainAutoencoderConfig:
             window,
             f"give at most data.resolution ({self.data.resolution})",
         )
-        smallest = {"vgg": 16, "alex": 35, "squeeze": 17}[self.objective.perceptual.net]
+        smallest = self.objective.perceptual.least_side
         require(
             self.objective.perceptual.name != "lpips" or self.data.resolution >= smallest,
             "data.resolution",

@@ -2,11 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from autoencoder.data.paths import check_source
+from autoencoder.evaluate import EvaluateDataConfig
 from autoencoder.runtime import cli
-from autoencoder.runtime.errors import UsageError, require
+from autoencoder.runtime.errors import ConfigError, UsageError, require
 from autoencoder.runtime.lock import make_folder
+
+if TYPE_CHECKING:
+    from autoencoder.model import AutoencoderKL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +27,11 @@ class ExportConfig:
     """`diffusers`: a folder for `AutoencoderKL.from_pretrained`; `ldm`: one file with the names of the LDM code base."""
     dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Precision of the written weights."""
+    audit: str | None = None
+    """Images (as for `data.source`) to measure the fp16 headroom on, which sets `force_upcast` in the exported configuration; null
+    keeps it as it is: measured at the end of a run, true for a checkpoint that has not been audited."""
+    audit_resolution: int | None = None
+    """Side of the central crops of `audit` in pixels; null takes that of training."""
 
     def __post_init__(self) -> None:
         require(Path(self.checkpoint).is_dir(), "checkpoint", self.checkpoint, "give a folder that exists")
@@ -30,6 +40,10 @@ class ExportConfig:
         else:
             used = Path(self.out).exists() and (not Path(self.out).is_dir() or any(Path(self.out).iterdir()))
             require(not used, "out", self.out, "give a folder that is new or empty")
+        resolution = self.audit_resolution
+        remedy = "leave it out unless there is an `audit` that it is for"
+        require(resolution is None or self.audit is not None, "audit_resolution", resolution, remedy)
+        require(resolution is None or resolution >= 8, "audit_resolution", resolution, "give at least 8 pixels")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -41,6 +55,8 @@ def _export(argv: list[str] | None) -> int:
     config = cli.parse(
         ExportConfig, argv, prog="firststage export_autoencoder", description="Write an autoencoder's weights for other tools."
     )
+    if config.audit is not None:
+        check_source(config.audit, "audit")
     import torch
 
     from autoencoder import artifact, model
@@ -56,6 +72,8 @@ def _export(argv: list[str] | None) -> int:
         kept = "are left out" if config.format == "ldm" else "go into likelihood.safetensors"
         print(f"per-pixel scale: stock code has no place for the decoder's log scales; these rows of conv_out {kept}")
     families = find_families(vae, config.checkpoint)
+    if config.audit is not None:
+        _audit(vae, recipe, config.audit, config.audit_resolution)
     if families is not None:
         print(describe(families.config) if config.format == "diffusers" else left_out(families.config))
     if config.format == "diffusers" and (Path(config.checkpoint) / STATE).is_file():
@@ -79,3 +97,30 @@ def _export(argv: list[str] | None) -> int:
         save_families(families, out)
     print(f"written to {out} ({config.format}, {config.dtype})")
     return 0
+
+
+def _audit(vae: "AutoencoderKL", recipe: dict[str, Any] | None, source: str, resolution: int | None) -> None:
+    """Measure the headroom, say it, and set `force_upcast` in the network's configuration."""
+    import torch
+
+    from autoencoder.data.loader import ValidationSet
+    from autoencoder.data.sources import open_evaluation
+    from autoencoder.evaluation_text import headroom
+    from autoencoder.headroom import MOST_CROPS, measure_headroom
+    from autoencoder.measuring import crops_of
+    from autoencoder.model import downsampling
+
+    try:
+        data = crops_of(EvaluateDataConfig(resolution=resolution), source, recipe, int(vae.config["in_channels"]))
+    except ConfigError as error:
+        raise ConfigError("audit_resolution", resolution, error.remedy) from None
+    factor = downsampling(vae)
+    if data.resolution % factor:
+        raise ConfigError("audit_resolution", data.resolution, f"give a multiple of {factor}, the network's downsampling factor")
+    side = data.resolution // factor
+    latent_shape = (int(vae.config["latent_channels"]), side, side)
+    images = open_evaluation(data, split=None, images=MOST_CROPS)
+    crops = ValidationSet(images, data, seed=0, batch_size=1, latent_shape=latent_shape)
+    found = measure_headroom(vae, crops, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    vae.to("cpu").register_to_config(force_upcast=found.force_upcast)
+    print(headroom(found.report()))

@@ -15,9 +15,11 @@ from autoencoder.data.loader import TrainLoader, ValidationSet
 from autoencoder.data.pixels import to_images
 from autoencoder.data.sources import BadImage
 from autoencoder.diagnostics import LatentStatistics
+from autoencoder.diffusability import measure_diffusability
 from autoencoder.evaluation import evaluate
 from autoencoder.experimental.module import Family
 from autoencoder.experimental.saved import open_family, save_families
+from autoencoder.headroom import measure_headroom
 from autoencoder.likelihood import LIKELIHOODS, Likelihood
 from autoencoder.model import LOGVAR_RANGE, Autoencoder, AutoencoderKL, decode, encode, load
 from autoencoder.objective_summary import Measured, describe_objective
@@ -78,7 +80,8 @@ def finish(task: AutoencoderTask, module: Autoencoder, config: TrainAutoencoderC
         vae = module.vae
         # Networks without a shift (all but FLUX's kind) keep none: most pipelines apply the factor alone.
         shift = {} if vae.config["shift_factor"] is None else {"shift_factor": latent_mean}
-        vae.register_to_config(scaling_factor=1 / latent_std, **shift)
+        audited = measure_headroom(vae, _crops(task), task.accelerator.device)
+        vae.register_to_config(scaling_factor=1 / latent_std, force_upcast=audited.force_upcast, **shift)
         beside = folder / ".vae.partial"
         shutil.rmtree(beside, ignore_errors=True)
         artifact.save_autoencoder(vae, beside, preprocessing=recipe, likelihood=calibrated)
@@ -96,11 +99,14 @@ def finish(task: AutoencoderTask, module: Autoencoder, config: TrainAutoencoderC
     measured = evaluate(vae, task.validation_batches(), device=device, likelihood=likelihood, family=family)
     if not main:
         return
+    mode = DiagonalGaussian.mode if family is None else family.mode
     told = provenance(vae, recipe=recipe, data=task.validation_source, config=config.data, seed=config.train.seed)
     found = {
         "measure": None if likelihood is None else Measure.of(likelihood, config.data.channels * config.data.resolution**2).to_json(),
         "alarms": [asdict(alarm) for alarm in task.monitor.restated(measured.scalars())],
         "objective": _objective(task, vae, family),
+        "headroom": audited.report(),
+        "diffusability": measure_diffusability(vae, _crops(task), device, mode),
     }
     replace_text(folder / "evaluation.json", json.dumps({**measured.report(), **found, "provenance": told}, indent=1))
     for index in range(min(PHOTOS, len(task.validation_source))):
@@ -109,16 +115,14 @@ def finish(task: AutoencoderTask, module: Autoencoder, config: TrainAutoencoderC
         except BadImage:
             continue
         name = Path(record.id).with_suffix("").as_posix().replace("/", "-")
-        mode = DiagonalGaussian.mode if family is None else family.mode
         save_reconstruction(vae, record.pixels, folder / "images" / f"photo-{name}.png", device=device, mode=mode)
     write_report([folder], folder / "report.html")
 
 
 def _objective(task: AutoencoderTask, vae: AutoencoderKL, family: Family | None) -> dict[str, Any]:
     """What was optimised, at the errors of held-out images and at the KL weight where the run ended."""
-    objective, data, device = task.config.objective, task.config.data, task.accelerator.device
-    crops = ValidationSet(task.validation_source, data, seed=task.config.train.seed, batch_size=1, latent_shape=task.latent_shape)
-    absolute, squared = sample_errors(vae, crops, family, device)
+    objective, data = task.config.objective, task.config.data
+    absolute, squared = sample_errors(vae, _crops(task), family, task.accelerator.device)
     control = task.kl.scalars(task.total_images)
     measured = Measured(
         mean_absolute_error=absolute,
@@ -130,3 +134,9 @@ def _objective(task: AutoencoderTask, vae: AutoencoderKL, family: Family | None)
         reached=control.get("running_kl_nats", control.get("running_rmse")),
     )
     return describe_objective(objective, measured, task.config.experimental)
+
+
+def _crops(task: AutoencoderTask) -> ValidationSet:
+    """All validation crops, for what is measured on a few of them."""
+    config = task.config
+    return ValidationSet(task.validation_source, config.data, seed=config.train.seed, batch_size=1, latent_shape=task.latent_shape)

@@ -15,18 +15,21 @@ from autoencoder.alarms import Subject, validation_alarms
 from autoencoder.config import DataConfig, TrainAutoencoderConfig
 from autoencoder.data.loader import ValidationSet
 from autoencoder.data.sources import Source, open_evaluation, open_train_and_validation
+from autoencoder.diffusability import measure_diffusability
 from autoencoder.evaluate import EvaluateConfig, EvaluateDataConfig
 from autoencoder.evaluation import Evaluation, evaluate
 from autoencoder.evaluation_file import open_report
 from autoencoder.experimental.module import Family
 from autoencoder.experimental.saved import open_family
 from autoencoder.experimental.vamp_prior import VampPrior
+from autoencoder.headroom import measure_headroom
 from autoencoder.likelihood import Likelihood, LocationScale, PixelScale, build_likelihood
 from autoencoder.model import AutoencoderKL, downsampling, load
 from autoencoder.model_path import folder_of
 from autoencoder.objective_config import PerceptualConfig
 from autoencoder.objective_summary import Measured, describe_objective
 from autoencoder.perceptual import build_perceptual
+from autoencoder.posterior import DiagonalGaussian
 from autoencoder.probing import gap_report, sample_errors
 from autoencoder.provenance import provenance
 from autoencoder.runtime.alarms import Alarm
@@ -37,7 +40,7 @@ from autoencoder.runtime.errors import ConfigError, UsageError
 def measure(config: EvaluateConfig) -> dict[str, Any]:
     """Measure an autoencoder; the report has metrics with intervals, images, channels, alarms, the objective and provenance.
 
-    Where they are asked for, the gap and the comparison with another evaluation are in it, too.
+    Where they are asked for, the gap, diffusability, headroom and the comparison with another evaluation are in it, too.
 
     Raises:
         UsageError: model, data or weights that cannot be used.
@@ -92,6 +95,11 @@ def measure(config: EvaluateConfig) -> dict[str, Any]:
         report["gap"] = gap_report(
             vae, crops, config.gap, likelihood=likelihood, family=family, device=device, batch_size=config.batch_size, seed=config.seed
         )
+    if config.diffusability:
+        mode = DiagonalGaussian.mode if family is None else family.mode
+        report["diffusability"] = measure_diffusability(vae, crops, device, mode)
+    if config.headroom:
+        report["headroom"] = measure_headroom(vae, crops, device).report()
     if config.compare is not None and theirs is not None:
         report["comparison"] = comparison.compare(config.compare, report, theirs)
     return report
@@ -178,21 +186,21 @@ def _images(
     if config.data.source is None:
         if run is None:
             raise ConfigError("data.source", None, "give images to measure on: only a run has validation images of its own")
-        data = _crops(config.data, run.data.source, recipe, channels)
+        data = crops_of(config.data, run.data.source, recipe, channels)
         data = dataclasses.replace(
             run.data, resolution=data.resolution, resize=data.resize, filter=data.filter, validation_grid=data.validation_grid,
             validation_images=config.data.images or run.data.validation_images, workers=config.data.workers,
         )  # fmt: skip
         source = open_train_and_validation(data)[1]
     else:
-        data = _crops(config.data, config.data.source, recipe, channels)
+        data = crops_of(config.data, config.data.source, recipe, channels)
         source = open_evaluation(data, split=config.data.split, images=config.data.images)
     if data.resolution % factor:
         raise ConfigError("data.resolution", data.resolution, f"give a multiple of {factor}, the network's downsampling factor")
     return source, data
 
 
-def _crops(given: EvaluateDataConfig, source: str, recipe: dict[str, Any] | None, channels: int) -> DataConfig:
+def crops_of(given: EvaluateDataConfig, source: str, recipe: dict[str, Any] | None, channels: int) -> DataConfig:
     """The crops as given, else as the model's recipe has them."""
     known = {} if recipe is None else recipe["crops"]
     resolution = given.resolution or known.get("resolution")

@@ -24,6 +24,8 @@ class Terms:
     named: dict[str, Tensor]
     statistics: dict[str, Tensor] = field(default_factory=dict)
     """(B, ...): for controllers alone, not for the log."""
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    """The weighted terms that `loss` is the sum of, (B,), with their gradients; empty where it is no sum of terms."""
 
 
 class Objective:
@@ -84,18 +86,9 @@ class Objective:
             minimised = torch.where(charged, groups, self.config.kl.free_bits).sum(1)
             statistics[GROUP_KL] = groups.detach()
         weighted = self.config.perceptual.weight * dimensions * distance
-
-        if self.config.convention == "elbo":
-            loss = nll + weighted + kl_weight * minimised
-        elif self.config.convention == "ldm":
-            # LPIPSWithDiscriminator (Rombach et al. 2022): the distance is broadcast over an image's values.
-            log_s = self.config.ldm_logvar
-            loss = (absolute + weighted) / math.exp(log_s) + dimensions * log_s + kl_weight * minimised
-        elif self.config.convention == "monai":
-            # Means over values beside a summed KL: the tutorials' loss, whose balance changes with the resolution.
-            loss = (absolute + weighted) / dimensions + kl_weight * minimised
-        else:
-            loss = squared + weighted + kl_weight * minimised
+        name, pixels, unit, constant = self._pixel_term(nll, absolute, squared, dimensions)
+        loss = (pixels + weighted) / unit + constant + kl_weight * minimised
+        parts = {name: pixels / unit + constant, "kl": kl_weight * minimised}
 
         named = {
             "nll_nats": nll,
@@ -109,6 +102,31 @@ class Objective:
             named["log_scale"] = likelihood.split(decoded)[1].log().flatten(1).mean(1)
         if self.perceptual is not None:
             named["perceptual"] = distance
+            parts["perceptual"] = weighted / unit
         if charged is not None:
             named["free_bits_kl_nats"] = minimised
-        return Terms(loss, {name: value.detach() for name, value in named.items()}, statistics)
+        return Terms(loss, {name: value.detach() for name, value in named.items()}, statistics, parts)
+
+    def _pixel_term(self, nll: Tensor, absolute: Tensor, squared: Tensor, dimensions: int) -> tuple[str, Tensor, float, float]:
+        """What the convention charges for pixels: a name, a term (B,), what that and the perceptual term are divided by, and a constant."""
+        if self.config.convention == "elbo":
+            return "nll", nll, 1.0, 0.0
+        if self.config.convention == "ldm":
+            # LPIPSWithDiscriminator (Rombach et al. 2022): the distance is broadcast over an image's values.
+            log_s = self.config.ldm_logvar
+            return "reconstruction", absolute, math.exp(log_s), dimensions * log_s
+        if self.config.convention == "monai":
+            # Means over values beside a summed KL: the tutorials' loss, whose balance changes with the resolution.
+            return "reconstruction", absolute, dimensions, 0.0
+        return "reconstruction", squared, 1.0, 0.0
+
+    def distortion(self, images: Tensor, decoded: Tensor, *, scale: Tensor) -> Tensor:
+        """What the convention charges for a reconstruction, pixels and perceptual distance, of images of any size; (B,)."""
+        reconstruction = self.likelihood(scale).reconstruction(decoded)
+        distance = images.new_zeros(len(images)) if self.perceptual is None else self.perceptual(images, reconstruction)
+        with torch.autocast(images.device.type, enabled=False):
+            error, dimensions = images - reconstruction, images[0].numel()
+            nll = -self.likelihood(scale).log_prob(images, decoded)
+            absolute, squared = error.abs().flatten(1).sum(1), error.square().flatten(1).sum(1)
+            _, pixels, unit, constant = self._pixel_term(nll, absolute, squared, dimensions)
+            return (pixels + self.config.perceptual.weight * dimensions * distance) / unit + constant

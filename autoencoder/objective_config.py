@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from autoencoder.equivariance_config import EquivarianceConfig
 from autoencoder.runtime.config import count
 from autoencoder.runtime.errors import require
 
@@ -140,6 +141,11 @@ class PerceptualConfig:
         require(self.weight >= 0, "weight", self.weight, "give 0 or more")
         require(self.window >= 3 and self.window % 2 == 1, "window", self.window, "give an odd number from 3")
 
+    @property
+    def least_side(self) -> int:
+        """Side in pixels of the smallest images that the distance is defined for."""
+        return {"none": 1, "ssim": self.window, "lpips": {"vgg": 16, "alex": 35, "squeeze": 17}[self.net]}[self.name]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
@@ -155,6 +161,8 @@ class ObjectiveConfig:
     """The KL term."""
     perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
     """The perceptual term."""
+    equivariance: EquivarianceConfig = field(default_factory=EquivarianceConfig)
+    """Equivariance regularisation: an auxiliary loss beside the ELBO."""
     ldm_logvar: float = 0.0
     """LDM's `logvar`, the log of its scale s (convention `ldm`; 0 in every published run)."""
 

@@ -28,7 +28,7 @@ MOST_AT_ONCE = 16
 def sample_errors(vae: AutoencoderKL, crops: ValidationSet, family: Family | None, device: torch.device) -> tuple[float, float]:
     """Mean |e| and mean e**2 over the values of images reconstructed from a posterior sample, where images span [-1, 1]."""
     absolute, squared, values = 0.0, 0.0, 0
-    for batch, images in _spread(crops, MOST_FOR_ERRORS, decoded_at_once(crops.side), device):
+    for batch, images in spread_batches(crops, MOST_FOR_ERRORS, decoded_at_once(crops.side), device):
         posterior, noise = encode(vae, images), batch.noise[batch.weight > 0].to(device)
         latents = posterior.sample(noise) if family is None else family.sample(posterior, noise)[0]
         error = (images - decode(vae, latents)).double()
@@ -62,7 +62,7 @@ def gap_report(
         raise UsageError(f"gap: there is {total} crop to measure on; give data of at least 2, for a standard error")
     progress, parts, photos = Progress(total, 0, verb="gap measured on", unit="crop"), [], set()
     generator = torch.Generator().manual_seed(seed)
-    for batch, images in _spread(crops, total, at_once, device):
+    for batch, images in spread_batches(crops, total, at_once, device):
         try:
             parts += [
                 measure_gap(
@@ -90,7 +90,7 @@ def gap_report(
     return {"images": len(photos), **verdict.report(gap, refine_steps=config.refine_steps, flow=flow), "at_once": at_once}
 
 
-def _spread(crops: ValidationSet, most: int, at_once: int, device: torch.device) -> Iterator[tuple[Batch, Tensor]]:
+def spread_batches(crops: ValidationSet, most: int, at_once: int, device: torch.device) -> Iterator[tuple[Batch, Tensor]]:
     """Batches of at most `at_once` of at most `most` evenly spread crops, and their readable images (B, C, R, R).
 
     No image gives a second crop before each has given one.

@@ -44,6 +44,8 @@ class Batch:
     """(B,) float32: 1, or 0 for padding and for validation crops of a bad image."""
     bad: list[tuple[str, str]]
     """(id, reason) of images that could not be read while this batch was."""
+    transformed: Tensor | None = None
+    """(2, n) int64: rows whose latents are also decoded transformed, and the quarter turns of each, where that is asked for."""
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch with its tensors on `device`; copies from pinned memory overlap with computation."""

@@ -100,3 +100,9 @@ def check_objective(config: ExperimentalConfig, objective: ObjectiveConfig) -> N
         objective.perceptual.name,
         f"{samples} weighs samples by p(x, z) / q(z|x), where a perceptual distance has no place: give `none`",
     )
+    require(
+        objective.equivariance.share == 0,
+        "objective.equivariance.share",
+        objective.equivariance.share,
+        f"{samples} weighs samples by p(x, z) / q(z|x), where transformed reconstructions have no place: give 0",
+    )

@@ -73,7 +73,7 @@ AUTOENCODER = Stage(
         Section(
             "Auxiliary losses",
             "In the loss beside the bound and in no ELBO: distances in units of their own, before their weights.",
-            ("perceptual", "adversarial"),
+            ("perceptual", "adversarial", "equivariance"),
         ),
         Section(
             "What is optimised",
@@ -99,8 +99,16 @@ AUTOENCODER = Stage(
         ),
         Section(
             "Under the hood",
-            "Optimiser, throughput and what the model's parts settle on.",
-            ("lr", "gradient_norm", "images_per_second", "likelihood_scale", "geometric_mean_scale"),
+            "Optimiser, throughput and what the model's parts settle on. Gradient norms of single terms are those of one step, with the "
+            "term's weight and before clipping.",
+            (
+                "lr",
+                "gradient_norm",
+                *(f"gradient_norm_{part}" for part in quantities.PARTS),
+                "images_per_second",
+                "likelihood_scale",
+                "geometric_mean_scale",
+            ),
         ),
     ),
     grids=(
