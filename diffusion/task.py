@@ -32,6 +32,11 @@ class FlowTerms:
     named: dict[str, Tensor] = field(default_factory=dict)
     statistics: dict[str, Tensor] = field(default_factory=dict)
 
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """The one term."""
+        return {"velocity": self.loss}
+
 
 class DiffusionTask:
     """Latents to the flow-matching loss; validation at fixed times and noise, with a grid of samples."""

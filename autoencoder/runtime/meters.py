@@ -16,12 +16,10 @@ class Meters:
         # MPS has no float64.
         self._dtype = torch.float32 if device.type == "mps" else torch.float64
         self._device = device
-        self.names: list[str] = []
-        self._sums = self._bad = torch.zeros(0)
-        self._images = self._skipped = torch.zeros(())
+        self._start([])
 
     def _start(self, names: list[str]) -> None:
-        self.names = names
+        self.names: list[str] = names
         self._sums = torch.zeros(len(names), dtype=self._dtype, device=self._device)
         self._bad = torch.zeros(len(names), dtype=self._dtype, device=self._device)
         self._images = torch.zeros((), dtype=self._dtype, device=self._device)
@@ -39,6 +37,10 @@ class Meters:
         self._images += images * (1 - found)
         self._skipped += found
         return found.float()
+
+    def pending(self) -> list[str]:
+        """Names that were not finite in a step since the last reading."""
+        return [name for name, bad in zip(self.names, self._bad.tolist(), strict=True) if bad]
 
     def read(self) -> tuple[dict[str, float], list[str]]:
         """Means since the last reading, with the count of skipped steps if any, and the names that were not finite."""
