@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from autoencoder.data_config import DataConfig
+from autoencoder.equivariance_config import check_equivariance
 from autoencoder.experimental.config import ExperimentalConfig, check_objective
 from autoencoder.freezing import check_frozen
 from autoencoder.lpips_weights import backbone_bands, check_side
@@ -52,6 +53,15 @@ class TrainAutoencoderConfig:
                 self.data.resolution,
                 f"give a multiple of {factor}, the downsampling factor of model.preset={self.model.preset}",
             )
+            check_equivariance(
+                self.objective.equivariance,
+                latent_side=self.data.resolution // factor,
+                factor=factor,
+                least_image=self.objective.perceptual.least_side,
+            )
+        share = self.objective.equivariance.share
+        remedy = "a transformed image has no mask of its missing pixels: give 0, or leave out data.nodata"
+        require(share == 0 or self.data.nodata is None, "objective.equivariance.share", share, remedy)
         check_objective(self.experimental, self.objective)
         check_frozen(self.model, self.init_from, self.objective, self.experimental)
         window = self.objective.perceptual.window

@@ -98,6 +98,10 @@ class EvaluateConfig:
     """Likelihood."""
     gap: GapConfig = field(default_factory=GapConfig)
     """The gap between ELBO and log p(x)."""
+    diffusability: bool = False
+    """Measure how latents transform with the image (equivariance error), and where their energy lies (spectrum)."""
+    headroom: bool = False
+    """Measure the largest activation of every layer against where fp16 ends."""
     compare: str | None = None
     """Another evaluation's JSON, or a finished run for its own: mean differences to it over the same images, with standard errors.
     Refused where its nats mean others."""

@@ -17,6 +17,10 @@ def whole(report: dict[str, Any]) -> str:
     parts += [f"\nALARM {a['name']}: {a['message']}\n{_wrapped(a['remedy'])}" for a in report["alarms"]]
     if "gap" in report:
         parts.append("\n" + gap(report["gap"]))
+    if "diffusability" in report:
+        parts.append("\n" + diffusability(report["diffusability"]))
+    if "headroom" in report:
+        parts.append("\n" + headroom(report["headroom"]))
     if "comparison" in report:
         parts.append("\n" + comparison(report["comparison"]))
     return "\n".join(parts)
@@ -62,6 +66,41 @@ def gap(told: dict[str, Any]) -> str:
     )
 
 
+def diffusability(told: dict[str, Any]) -> str:
+    """Equivariance errors by transformation, and spectra by octave."""
+    lines = [
+        f"equivariance on {told['crops']} crops: relative errors, 0 is equivariant, 1 as far off as a plain colour",
+        f"  {'':32}{'D(tau z), tau D(z)':>22}{'E(tau x), tau E(x)':>22}{'PSNR of D(tau z), dB':>24}",
+    ]
+    for its in told["transformations"]:
+        name = f"scale {its['scale']:.4g}" + (f", turned by {its['degrees']} degrees" if its["degrees"] else "")
+        lines.append(f"  {name:32}{_number(its['decoder_error']):>22}{_number(its['encoder_error']):>22}{_number(its['psnr_db']):>24}")
+    lines.append(f"  {'mean':32}{_number(told['decoder_error']):>22}{_number(told['encoder_error']):>22}")
+    if told["spectrum"] is not None:
+        lines.append("spectrum: share of the energy by frequency (1: two sites a wave), of latents and of images at the latents' size")
+        for of_latents, of_images in zip(*(told["spectrum"][name]["octaves"] for name in ("latents", "images")), strict=True):
+            above = of_latents["above"]
+            band = f"above {above:g}" if above == 0.5 else f"{above:g} to {2 * above:g}"
+            lines.append(f"  {band:32}{of_latents['share']:>22.4f}{of_images['share']:>22.4f}")
+    return "\n".join(lines)
+
+
+def headroom(told: dict[str, Any]) -> str:
+    """Largest activations against where fp16 ends, and what follows for `force_upcast`."""
+    if told["factor"] < 1:
+        verdict = "fp16 overflows on these images: force_upcast true"
+    elif told["force_upcast"]:
+        verdict = "fp16 may overflow on others: force_upcast true"
+    else:
+        verdict = "enough for fp16: force_upcast false"
+    return "\n".join(
+        [
+            f"fp16 headroom on {told['crops']} crops: {told['factor']:.3g} times, {told['enough']:g} times are enough; {verdict}",
+            *(f"  {layer['name']:52}{_activation(layer['largest']):>12} of 65,504" for layer in told["layers"]),
+        ]
+    )
+
+
 def comparison(told: dict[str, Any]) -> str:
     """Paired differences to another evaluation."""
     return "\n".join(
@@ -80,6 +119,10 @@ def _heading(objective: dict[str, Any]) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
+
+
+def _activation(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:,.4g}"
 
 
 def _with_error(figure: dict[str, float | None], digits: int = 2) -> str:

@@ -2,12 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from autoencoder.data.paths import check_source
+from autoencoder.evaluate import EvaluateDataConfig
 from autoencoder.model_path import check_model, is_checkpoint
 from autoencoder.runtime import cli
-from autoencoder.runtime.errors import UsageError, require
+from autoencoder.runtime.errors import ConfigError, UsageError, require
 from autoencoder.runtime.lock import make_folder
+
+if TYPE_CHECKING:
+    from autoencoder.model import AutoencoderKL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +40,11 @@ class ExportConfig:
     """Hub revision of `checkpoint`."""
     variant: str | None = None
     """Weight variant of `checkpoint` (such as `fp16`)."""
+    audit: str | None = None
+    """Images (as for `data.source`) to measure the fp16 headroom on, which sets `force_upcast` in the exported configuration; null
+    keeps it as it is: measured at the end of a run, true for a checkpoint that has not been audited."""
+    audit_resolution: int | None = None
+    """Side of the central crops of `audit` in pixels; null takes that of training."""
 
     def __post_init__(self) -> None:
         require(self.scaling_factor is None or self.scaling_factor > 0, "scaling_factor", self.scaling_factor, "give a factor above 0")
@@ -45,6 +55,10 @@ class ExportConfig:
         else:
             used = Path(self.out).exists() and (not Path(self.out).is_dir() or any(Path(self.out).iterdir()))
             require(not used, "out", self.out, "give a folder that is new or empty")
+        resolution = self.audit_resolution
+        remedy = "leave it out unless there is an `audit` that it is for"
+        require(resolution is None or self.audit is not None, "audit_resolution", resolution, remedy)
+        require(resolution is None or resolution >= 8, "audit_resolution", resolution, "give at least 8 pixels")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -57,6 +71,8 @@ def _export(argv: list[str] | None) -> int:
         ExportConfig, argv, prog="firststage export_autoencoder", description="Write an autoencoder's weights for other tools."
     )
     check_model(config.checkpoint, "checkpoint", config.subfolder, config.variant)
+    if config.audit is not None:
+        check_source(config.audit, "audit")
     import torch
 
     from autoencoder import artifact, model
@@ -76,6 +92,8 @@ def _export(argv: list[str] | None) -> int:
         kept = "are left out" if config.format == "ldm" else "go into likelihood.safetensors"
         print(f"per-pixel scale: stock code has no place for the decoder's log scales; these rows of conv_out {kept}")
     families = find_families(vae, config.checkpoint, config.subfolder)
+    if config.audit is not None:
+        _audit(vae, recipe, config)
     if families is not None:
         print(describe(families.config) if config.format == "diffusers" else left_out(families.config))
     if config.scaling_factor is not None:
@@ -109,3 +127,35 @@ def _unknown_scale(format: str, checkpoint: bool) -> str:
             "give --scaling_factor, 1 / their standard deviation (encode_dataset measures that)"
         )
     return f"scaling_factor {written}: the file does not tell it. Give --scaling_factor as its diffusion models have it"
+
+
+def _audit(vae: "AutoencoderKL", preprocessing: dict[str, Any] | None, config: ExportConfig) -> None:
+    """Measure the headroom, say it, and set `force_upcast` in the network's configuration."""
+    import torch
+
+    from autoencoder.artifact import pixels_of
+    from autoencoder.data.loader import ValidationSet
+    from autoencoder.data.sources import open_evaluation
+    from autoencoder.evaluation_text import headroom
+    from autoencoder.headroom import MOST_CROPS, measure_headroom
+    from autoencoder.measuring import crops_of
+    from autoencoder.model import downsampling
+    from autoencoder.obeying import obeying
+
+    assert config.audit is not None
+    resolution, recipe = config.audit_resolution, pixels_of(vae, preprocessing)
+    try:
+        data = crops_of(EvaluateDataConfig(resolution=resolution), config.audit, preprocessing, recipe)
+    except ConfigError as error:
+        raise ConfigError("audit_resolution", resolution, error.remedy) from None
+    factor = downsampling(vae)
+    if data.resolution % factor:
+        raise ConfigError("audit_resolution", data.resolution, f"give a multiple of {factor}, the network's downsampling factor")
+    side = data.resolution // factor
+    latent_shape = (int(vae.config["latent_channels"]), side, side)
+    with obeying(recipe, config.checkpoint, key="audit", given=config.audit):
+        images = open_evaluation(data, split=None, images=MOST_CROPS)
+    crops = ValidationSet(images, data, seed=0, batch_size=1, latent_shape=latent_shape)
+    found = measure_headroom(vae, crops, recipe, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    vae.to("cpu").register_to_config(force_upcast=found.force_upcast)
+    print(headroom(found.report()))

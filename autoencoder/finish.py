@@ -16,9 +16,11 @@ from autoencoder.data.loader import TrainLoader, ValidationSet
 from autoencoder.data.pixels import to_images
 from autoencoder.data.sources import BadImage
 from autoencoder.diagnostics import LatentStatistics
+from autoencoder.diffusability import measure_diffusability
 from autoencoder.evaluation import evaluate
 from autoencoder.experimental.module import Family
 from autoencoder.experimental.saved import open_family, save_families
+from autoencoder.headroom import measure_headroom
 from autoencoder.likelihood import LIKELIHOODS, Likelihood
 from autoencoder.missing import filled
 from autoencoder.model import LOGVAR_RANGE, Autoencoder, AutoencoderKL, decode, encode
@@ -93,6 +95,8 @@ def finish(task: AutoencoderTask, module: Autoencoder, config: TrainAutoencoderC
     if main:
         calibrated, latent_mean, latent_std = calibrate(task, module)
         vae = module.vae
+        audited = measure_headroom(vae, _crops(task), task.recipe, task.accelerator.device)
+        vae.register_to_config(force_upcast=audited.force_upcast)
         if pixels is None:
             # Networks without a shift (all but FLUX's kind) keep none: most pipelines apply the factor alone.
             shift = None if vae.config["shift_factor"] is None else latent_mean
@@ -117,12 +121,15 @@ def finish(task: AutoencoderTask, module: Autoencoder, config: TrainAutoencoderC
     measured = evaluate(vae, task.validation_batches(), device=device, recipe=task.recipe, likelihood=likelihood, family=family)
     if not main:
         return
+    mode = DiagonalGaussian.mode if family is None else family.mode
     kept = PixelRecipe.from_json(recipe["pixels"])
     told = provenance(vae, recipe=kept, data=task.validation_source, config=config.data, seed=config.train.seed)
     found = {
         "measure": None if likelihood is None else Measure.of(likelihood, config.data.channels * config.data.resolution**2).to_json(),
         "alarms": [asdict(alarm) for alarm in task.monitor.restated(measured.scalars())],
         "objective": _objective(task, vae, family),
+        "headroom": audited.report(),
+        "diffusability": measure_diffusability(vae, _crops(task), task.recipe, device, mode),
     }
     replace_text(folder / "evaluation.json", json.dumps({**measured.report(), **found, "provenance": told}, indent=1))
     for index in range(min(PHOTOS, len(task.validation_source))):
@@ -131,7 +138,6 @@ def finish(task: AutoencoderTask, module: Autoencoder, config: TrainAutoencoderC
         except BadImage:
             continue
         name = Path(record.id).with_suffix("").as_posix().replace("/", "-")
-        mode = DiagonalGaussian.mode if family is None else family.mode
         whole = Whole.of(record.pixels, record.valid, task.recipe, device)
         reconstruction = reconstruct(vae, whole.images, tile=TILE, mode=mode)
         save_picture(whole, reconstruction, folder / "images" / f"photo-{name}.png", preview=Preview.of(config.data))
@@ -140,9 +146,8 @@ def finish(task: AutoencoderTask, module: Autoencoder, config: TrainAutoencoderC
 
 def _objective(task: AutoencoderTask, vae: AutoencoderKL, family: Family | None) -> dict[str, Any]:
     """What was optimised, at the errors of held-out images and at the KL weight where the run ended."""
-    objective, data, device = task.config.objective, task.config.data, task.accelerator.device
-    crops = ValidationSet(task.validation_source, data, seed=task.config.train.seed, batch_size=1, latent_shape=task.latent_shape)
-    absolute, squared = sample_errors(vae, crops, task.recipe, family, device)
+    objective, data = task.config.objective, task.config.data
+    absolute, squared = sample_errors(vae, _crops(task), task.recipe, family, task.accelerator.device)
     control = task.kl.scalars(task.total_images)
     measured = Measured(
         mean_absolute_error=absolute,
@@ -155,3 +160,9 @@ def _objective(task: AutoencoderTask, vae: AutoencoderKL, family: Family | None)
         discriminator_from=None if task.game is None else task.game.start.at,
     )
     return describe_objective(objective, measured, task.config.experimental)
+
+
+def _crops(task: AutoencoderTask) -> ValidationSet:
+    """All validation crops, for what is measured on a few of them."""
+    config = task.config
+    return ValidationSet(task.validation_source, config.data, seed=config.train.seed, batch_size=1, latent_shape=task.latent_shape)

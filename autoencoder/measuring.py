@@ -16,12 +16,14 @@ from autoencoder.alarms import Subject, validation_alarms
 from autoencoder.config import DataConfig, TrainAutoencoderConfig
 from autoencoder.data.loader import ValidationSet
 from autoencoder.data.sources import Source, open_evaluation, open_train_and_validation
+from autoencoder.diffusability import measure_diffusability
 from autoencoder.evaluate import EvaluateConfig, EvaluateDataConfig
 from autoencoder.evaluation import Evaluation, evaluate
 from autoencoder.evaluation_file import open_report
 from autoencoder.experimental.module import Family
 from autoencoder.experimental.saved import open_family
 from autoencoder.experimental.vamp_prior import VampPrior
+from autoencoder.headroom import measure_headroom
 from autoencoder.likelihood import Likelihood, LocationScale, PixelScale, build_likelihood
 from autoencoder.lpips_weights import backbone_bands, check_side
 from autoencoder.model import AutoencoderKL, downsampling, narrow
@@ -30,6 +32,7 @@ from autoencoder.objective_config import PerceptualConfig
 from autoencoder.objective_summary import Measured, describe_objective
 from autoencoder.perceptual import build_perceptual
 from autoencoder.pixel_recipe import PixelRecipe
+from autoencoder.posterior import DiagonalGaussian
 from autoencoder.pretrained import open_pretrained
 from autoencoder.probing import gap_report, sample_errors
 from autoencoder.provenance import provenance
@@ -41,7 +44,7 @@ from autoencoder.runtime.errors import ConfigError, UsageError
 def measure(config: EvaluateConfig) -> dict[str, Any]:
     """Measure an autoencoder; the report has metrics with intervals, images, channels, alarms, the objective and provenance.
 
-    Where they are asked for, the gap and the comparison with another evaluation are in it, too.
+    Where they are asked for, the gap, diffusability, headroom and the comparison with another evaluation are in it, too.
 
     Raises:
         UsageError: model, data or weights that cannot be used.
@@ -92,6 +95,11 @@ def measure(config: EvaluateConfig) -> dict[str, Any]:
             vae, crops, config.gap, recipe=pixels, likelihood=likelihood, family=family, device=device, batch_size=config.batch_size,
             seed=config.seed,
         )  # fmt: skip
+    if config.diffusability:
+        mode = DiagonalGaussian.mode if family is None else family.mode
+        report["diffusability"] = measure_diffusability(vae, crops, pixels, device, mode)
+    if config.headroom:
+        report["headroom"] = measure_headroom(vae, crops, pixels, device).report()
     if config.compare is not None and theirs is not None:
         report["comparison"] = comparison.compare(config.compare, report, theirs)
     return report
@@ -188,14 +196,14 @@ def _images(
     if config.data.source is None:
         if run is None:
             raise ConfigError("data.source", None, "give images to measure on: only a run has validation images of its own")
-        data = _crops(config.data, run.data.source, recipe, pixels)
+        data = crops_of(config.data, run.data.source, recipe, pixels)
         data = dataclasses.replace(
             run.data, resolution=data.resolution, resize=data.resize, filter=data.filter, validation_grid=data.validation_grid,
             validation_images=config.data.images or run.data.validation_images, workers=config.data.workers,
         )  # fmt: skip
         source = open_train_and_validation(data)[1]
     else:
-        data = _crops(config.data, config.data.source, recipe, pixels)
+        data = crops_of(config.data, config.data.source, recipe, pixels)
         with obeying(pixels, config.model, key="data.source", given=config.data.source):
             source = open_evaluation(data, split=config.data.split, images=config.data.images)
     if data.resolution % factor:
@@ -203,7 +211,7 @@ def _images(
     return source, data
 
 
-def _crops(given: EvaluateDataConfig, source: str, recipe: dict[str, Any] | None, pixels: PixelRecipe) -> DataConfig:
+def crops_of(given: EvaluateDataConfig, source: str, recipe: dict[str, Any] | None, pixels: PixelRecipe) -> DataConfig:
     """The crops as given, else as the model's recipe has them."""
     known = {} if recipe is None else recipe["crops"]
     resolution = given.resolution or known.get("resolution")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import autoencoder.runtime.torchvision_operators  # noqa: F401  (before diffusers)
+from autoencoder.equivariance import Transformation, transform
 from autoencoder.model_config import ModelConfig
 from autoencoder.posterior import DiagonalGaussian
 from autoencoder.runtime.errors import require
@@ -158,6 +159,8 @@ class Output(NamedTuple):
     """The learned log scale of the likelihood, where it is one number."""
     rate: Tensor | None = None
     """log q(z|x) - log p(z) of the sample in nats, (B,), where the KL has no closed form."""
+    transformed: Tensor | None = None
+    """What the decoder makes of transformed latents, (n, C or 2C, H', W'), where a transformation was asked for."""
 
 
 class Autoencoder(nn.Module):
@@ -172,17 +175,20 @@ class Autoencoder(nn.Module):
         self.log_scale = None if log_scale is None else nn.Parameter(log_scale)
         self.experimental: Families | None = None
 
-    def forward(self, images: Tensor, noise: Tensor) -> Output:
+    def forward(self, images: Tensor, noise: Tensor, transformation: Transformation | None = None) -> Output:
         """Images (B, C, H, W) and standard normal noise (B, c, h, w)."""
         posterior = encode(self.vae, images)
-        return self._output(posterior, posterior.sample(noise))
+        return self._output(posterior, posterior.sample(noise), transformation)
 
     @torch.no_grad()
     def family(self) -> "Family | None":
         """Posterior and prior as they stand, to measure with, where they are more than a stock AutoencoderKL has."""
         return self.experimental.bound_to(self.vae) if self.experimental is not None and self.experimental.config.parts else None
 
-    def _output(self, posterior: DiagonalGaussian, latents: Tensor, rate: Tensor | None = None) -> Output:
+    def _output(
+        self, posterior: DiagonalGaussian, latents: Tensor, transformation: Transformation | None, rate: Tensor | None = None
+    ) -> Output:
         # A view of the parameter: a data-parallel wrapper hooks what leaves forward.
         scale = None if self.log_scale is None else self.log_scale.view_as(self.log_scale)
-        return Output(posterior.mean, posterior.logvar, decode_parameters(self.vae, latents), scale, rate)
+        transformed = None if transformation is None else decode_parameters(self.vae, transform(latents, transformation))
+        return Output(posterior.mean, posterior.logvar, decode_parameters(self.vae, latents), scale, rate, transformed)

@@ -29,6 +29,8 @@ class Terms:
     named: dict[str, Tensor]
     statistics: dict[str, Tensor] = field(default_factory=dict)
     """(B, ...): for controllers alone, not for the log."""
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    """The weighted terms that `loss` is the sum of, (B,), with their gradients; empty where it is no sum of terms."""
 
 
 class Objective:
@@ -95,21 +97,14 @@ class Objective:
             minimised = torch.where(charged, groups, self.config.kl.free_bits).sum(1)
             statistics[GROUP_KL] = groups.detach()
         weighted = self.config.perceptual.weight * dimensions * distance
-
-        if self.config.convention == "elbo":
-            fidelity = nll + weighted
-        elif self.config.convention == "ldm":
-            # LPIPSWithDiscriminator (Rombach et al. 2022): the distance is broadcast over an image's values.
-            log_s = self.config.ldm_logvar
-            fidelity = (absolute + weighted) / math.exp(log_s) + observed * log_s
-        elif self.config.convention == "monai":
-            # Means over values beside a summed KL: the tutorials' loss, whose balance changes with the resolution.
-            fidelity = (absolute + weighted) / dimensions
-        else:
-            fidelity = squared + weighted
+        name, pixels, unit, constant = self._pixel_term(nll, absolute, squared, dimensions, observed)
+        fidelity = (pixels + weighted) / unit + constant
+        parts = {name: pixels / unit + constant, "kl": kl_weight * minimised}
         played = dict[str, Tensor]()
         if opponent is not None:
-            fidelity, played = opponent(images, decoded, fidelity, valid)
+            fidelity, played, against = opponent(images, decoded, fidelity, valid)
+            if against is not None:
+                parts["adversarial"] = against
             if scale.requires_grad:
                 # The opponent's gradient goes to what was decoded; that to a learned scale is taken beside it.
                 again = -likelihood.log_prob(images, decoded.detach())
@@ -130,6 +125,33 @@ class Objective:
             named["valid_share"] = valid.flatten(1).float().mean(1)
         if self.perceptual is not None:
             named["perceptual"] = distance
+            parts["perceptual"] = weighted / unit
         if charged is not None:
             named["free_bits_kl_nats"] = minimised
-        return Terms(loss, {name: value.detach() for name, value in (named | played).items()}, statistics)
+        return Terms(loss, {name: value.detach() for name, value in (named | played).items()}, statistics, parts)
+
+    def _pixel_term(
+        self, nll: Tensor, absolute: Tensor, squared: Tensor, dimensions: int, observed: Tensor | int
+    ) -> tuple[str, Tensor, float, Tensor | float]:
+        """What the convention charges for pixels: a name, a term (B,), what that and the perceptual term are divided by, and a constant."""
+        if self.config.convention == "elbo":
+            return "nll", nll, 1.0, 0.0
+        if self.config.convention == "ldm":
+            # LPIPSWithDiscriminator (Rombach et al. 2022): the distance is broadcast over an image's values.
+            log_s = self.config.ldm_logvar
+            return "reconstruction", absolute, math.exp(log_s), observed * log_s
+        if self.config.convention == "monai":
+            # Means over values beside a summed KL: the tutorials' loss, whose balance changes with the resolution.
+            return "reconstruction", absolute, dimensions, 0.0
+        return "reconstruction", squared, 1.0, 0.0
+
+    def distortion(self, images: Tensor, decoded: Tensor, *, scale: Tensor) -> Tensor:
+        """What the convention charges for a reconstruction, pixels and perceptual distance, of images of any size; (B,)."""
+        reconstruction = self.likelihood(scale).reconstruction(decoded)
+        distance = images.new_zeros(len(images)) if self.perceptual is None else self.perceptual(images, reconstruction)
+        with torch.autocast(images.device.type, enabled=False):
+            error, dimensions = images - reconstruction, images[0].numel()
+            nll = -self.likelihood(scale).log_prob(images, decoded)
+            absolute, squared = error.abs().flatten(1).sum(1), error.square().flatten(1).sum(1)
+            _, pixels, unit, constant = self._pixel_term(nll, absolute, squared, dimensions, dimensions)
+            return (pixels + self.config.perceptual.weight * dimensions * distance) / unit + constant

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from autoencoder.adversarial_config import AdversarialConfig
+from autoencoder.equivariance_config import EquivarianceConfig
+from autoencoder.lpips_weights import SMALLEST
 from autoencoder.runtime.config import count
 from autoencoder.runtime.errors import require
 
@@ -148,6 +150,11 @@ class PerceptualConfig:
         require(not unused, "bands", self.bands, "leave it out unless name is `lpips`: SSIM sees every channel")
         require(self.window >= 3 and self.window % 2 == 1, "window", self.window, "give an odd number from 3")
 
+    @property
+    def least_side(self) -> int:
+        """Side in pixels of the smallest images that the distance is defined for."""
+        return {"none": 1, "ssim": self.window, "lpips": SMALLEST[self.net]}[self.name]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
@@ -165,6 +172,8 @@ class ObjectiveConfig:
     """The perceptual term."""
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     """The adversarial term."""
+    equivariance: EquivarianceConfig = field(default_factory=EquivarianceConfig)
+    """Equivariance regularisation: an auxiliary loss beside the ELBO."""
     ldm_logvar: float = 0.0
     """LDM's `logvar`, the log of its scale s (convention `ldm`; 0 in every published run)."""
 

@@ -82,6 +82,7 @@ def describe_objective(
         "kl_weight": weight,
         "perceptual": None if config.perceptual.name == "none" else {"name": config.perceptual.name, "weight": config.perceptual.weight},
         "adversarial": _adversarial(config.adversarial, measured.discriminator_from),
+        "equivariance": {"share": config.equivariance.share, "weight": config.equivariance.weight} if config.equivariance.share else None,
         **_finite({"beta": beta}),
         "decoder": {"family": kind, **_finite(scales)},
         "equivalent_weights": _finite(equivalent_weights(beta, **errors, dims=dims)),
@@ -128,6 +129,7 @@ def rows(told: dict[str, Any]) -> list[tuple[str, str]]:
             "off" if perceptual is None else f"{perceptual['name']}, weight {perceptual['weight']:g}: in the loss, in no ELBO",
         ),
         ("adversarial", "off" if told["adversarial"] is None else f"{told['adversarial']['words']}: in the loss, in no ELBO"),
+        *_equivariance_row(told),
         ("effective beta", beta),
         ("as KL weight", equal),
         ("at errors", errors),
@@ -251,6 +253,12 @@ def _experimental(config: ExperimentalConfig) -> dict[str, Any] | None:
 
 def _experimental_row(told: dict[str, Any]) -> list[tuple[str, str]]:
     return [("experimental", told["experimental"]["words"])] if told.get("experimental") else []
+
+
+def _equivariance_row(told: dict[str, Any]) -> list[tuple[str, str]]:
+    chosen = told.get("equivariance")
+    words = "weight {weight:g}, transformed reconstructions of {share:.0%} of the images: in the loss, in no ELBO"
+    return [("equivariance", words.format(**chosen))] if chosen else []
 
 
 def _aligned(rows: list[tuple[str, str]]) -> list[str]:

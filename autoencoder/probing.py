@@ -32,7 +32,7 @@ def sample_errors(
 ) -> tuple[float, float]:
     """Mean |e| and mean e**2 over the values of images reconstructed from a posterior sample, where images span [-1, 1]."""
     absolute, squared, values = 0.0, 0.0, 0
-    for batch, images, valid in _spread(crops, recipe, MOST_FOR_ERRORS, decoded_at_once(crops.side), device):
+    for batch, images, valid in spread_batches(crops, recipe, MOST_FOR_ERRORS, decoded_at_once(crops.side), device):
         posterior, noise = encode(vae, images), batch.noise[batch.weight > 0].to(device)
         latents = posterior.sample(noise) if family is None else family.sample(posterior, noise)[0]
         error = (images - filled(decode(vae, latents), images, valid)).double()
@@ -68,7 +68,7 @@ def gap_report(
         raise UsageError(f"gap: there is {total} crop to measure on; give data of at least 2, for a standard error")
     progress, parts, photos = Progress(total, 0, verb="gap measured on", unit="crop"), [], set()
     generator = torch.Generator().manual_seed(seed)
-    for batch, images, valid in _spread(crops, recipe, total, at_once, device):
+    for batch, images, valid in spread_batches(crops, recipe, total, at_once, device):
         try:
             parts += [
                 measure_gap(
@@ -96,7 +96,7 @@ def gap_report(
     return {"images": len(photos), **verdict.report(gap, refine_steps=config.refine_steps, flow=flow), "at_once": at_once}
 
 
-def _spread(
+def spread_batches(
     crops: ValidationSet, recipe: PixelRecipe, most: int, at_once: int, device: torch.device
 ) -> Iterator[tuple[Batch, Tensor, Tensor | None]]:
     """Batches of at most `at_once` of at most `most` evenly spread crops, their readable images (B, C, R, R) and what is valid of them.

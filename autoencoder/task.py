@@ -21,6 +21,8 @@ from autoencoder.data.pixels import levels_of, to_images
 from autoencoder.data.sources import Source
 from autoencoder.data.steps import Steps
 from autoencoder.elbo import bits_per_dim
+from autoencoder.equivariance import Equivariance, Transformation, transform
+from autoencoder.equivariance_config import check_equivariance
 from autoencoder.experimental.encoder_steps import standing
 from autoencoder.experimental.iwae import importance_weighted
 from autoencoder.kl_control import KLControl
@@ -80,6 +82,9 @@ class AutoencoderTask:
         kl = config.objective.kl
         self.moving: tuple[str, ...] = () if kl.schedule == "constant" and kl.control == "none" else ("kl_weight",)
         self.monitor = Monitor(Subject.of(config, self.latent_shape))
+        chosen = config.objective.equivariance
+        check_equivariance(chosen, latent_side=side, factor=factor, least_image=config.objective.perceptual.least_side)
+        self.equivariance = Equivariance(chosen, seed=config.train.seed, latent_side=side) if chosen.share else None
         self.game = self._game() if config.objective.adversarial.on else None
 
     def _game(self) -> Game:
@@ -134,6 +139,8 @@ class AutoencoderTask:
             for batch in batches:
                 self._note_bad(batch.bad)
                 self._check_depth(batch)
+                if self.equivariance is not None:
+                    batch.transformed = self.equivariance.choose(batch.position.tolist())
             yield step, batches
 
     def _note_bad(self, bad: list[tuple[str, str]]) -> None:
@@ -192,17 +199,21 @@ class AutoencoderTask:
             return self.objective.likelihood(config.value)
         return self.objective.likelihood(self.scale.value if log_scale is None else learned_scale(log_scale.detach(), config))
 
-    def losses(self, module: nn.Module, batch: Batch, images: int) -> Terms:
+    def losses(self, module: nn.Module, batch: Batch, images: int, *, probe: bool = False) -> Terms:
         valid = batch.valid
-        pixels = to_images(batch.pixels, self.recipe, valid)
-        output: Output = module(pixels, batch.noise)
+        pixels, transformation = to_images(batch.pixels, self.recipe, valid), None
+        if self.equivariance is not None and batch.transformed is not None:
+            # A run that was lengthened has an earlier last step that was not a whole one.
+            step = -(-images // self.config.train.batch_size)
+            transformation = self.equivariance.transformation(batch.transformed, step)
+        output: Output = module(pixels, batch.noise, transformation)
         samples = self.config.experimental.iwae_samples
         if samples > 1:
             pixels = pixels.repeat_interleave(samples, 0)
             valid = None if valid is None else valid.repeat_interleave(samples, 0)
         scale = self.scale.value if output.log_scale is None else learned_scale(output.log_scale, self.config.objective.likelihood)
         posterior, weight = DiagonalGaussian(output.mean, output.logvar), self.kl.weight(images)
-        opponent = None if self.game is None else self.game.opponent(batch.weight, images)
+        opponent = None if self.game is None else self.game.opponent(batch.weight, images, probe=probe)
         terms = self.objective(
             pixels,
             posterior,
@@ -214,7 +225,26 @@ class AutoencoderTask:
             valid=valid,
             opponent=opponent,
         )
+        if self.equivariance is not None:
+            terms = self._with_equivariance(terms, pixels, output, transformation, scale.detach())
         return terms if samples == 1 else importance_weighted(terms, samples)
+
+    def _with_equivariance(
+        self, terms: Terms, pixels: Tensor, output: Output, transformation: Transformation | None, scale: Tensor
+    ) -> Terms:
+        """The terms with the distortion of transformed reconstructions added to the loss; no other term of the account changes."""
+        config = self.config.objective.equivariance
+        distortion, error = torch.zeros_like(terms.loss), torch.zeros_like(terms.loss)
+        if transformation is not None and output.transformed is not None:
+            factor = pixels.shape[-1] // output.mean.shape[-1]
+            targets = transform(pixels, transformation, factor)
+            charged = config.weight * self.objective.distortion(targets, output.transformed, scale=scale)
+            distortion = distortion.index_add(0, transformation.rows, charged)
+            made = self.objective.likelihood(scale).reconstruction(output.transformed.detach())
+            error.index_add_(0, transformation.rows, (targets - made).abs().flatten(1).mean(1))
+        # Of every n images in a row, share n are transformed but for one: the mean over all of them is one over those that are.
+        named = {**terms.named, "equivariance": error / config.share}
+        return Terms(terms.loss + distortion, named, terms.statistics, {**terms.parts, "equivariance": distortion})
 
     def standing(self, step: int, images: int) -> list[nn.Parameter]:
         return standing(self.config.experimental, self.module, step=step, images=images)

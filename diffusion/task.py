@@ -32,6 +32,11 @@ class FlowTerms:
     named: dict[str, Tensor] = field(default_factory=dict)
     statistics: dict[str, Tensor] = field(default_factory=dict)
 
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """The one term."""
+        return {"velocity": self.loss}
+
 
 class DiffusionTask:
     """Latents to the flow-matching loss; validation at fixed times and noise, with a grid of samples."""
@@ -67,7 +72,7 @@ class DiffusionTask:
         pin_memory = self.accelerator.device.type == "cuda"
         return LatentLoader(self.train_rows, self.steps, first_step=first_step, workers=self.config.data.workers, pin_memory=pin_memory)
 
-    def losses(self, module: nn.Module, batch: LatentBatch, images: int) -> FlowTerms:
+    def losses(self, module: nn.Module, batch: LatentBatch, images: int, *, probe: bool = False) -> FlowTerms:
         predicted = module(process.noisy(batch.latents, batch.noise, batch.t), batch.t, batch.labels)
         return FlowTerms(process.squared_error(predicted, batch.latents, batch.noise))
 

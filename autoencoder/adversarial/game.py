@@ -21,9 +21,9 @@ from autoencoder.missing import filled
 from autoencoder.runtime.checkpoint import HasTensors, ModuleTensors
 from autoencoder.runtime.config import count
 
-Opponent = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, dict[str, Tensor]]]
-"""(images, decoded, loss of pixels and perceptual term (B,), `valid` of the images) to that loss with the adversarial term, and named
-terms (B,)."""
+Opponent = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, dict[str, Tensor], Tensor | None]]
+"""(images, decoded, loss of pixels and perceptual term (B,), `valid` of the images) to that loss with the adversarial term, named
+terms (B,), and for a probe the weighted adversarial term by itself (B,), where there is one."""
 
 
 class Game:
@@ -59,22 +59,24 @@ class Game:
         self._played = False
         self._layer_gradients: Tensor | None = None
 
-    def opponent(self, weight: Tensor, seen: int) -> Opponent | None:
+    def opponent(self, weight: Tensor, seen: int, *, probe: bool = False) -> Opponent | None:
         """What the objective plays against, for a microbatch of `weight` (B,) in the step before which `seen` images were; None as long as
-        there is none."""
-        self._seen = seen
-        return partial(self._play, weight=weight) if self.start.begun(seen) else None
+        there is none. A `probe` leaves both players as they are and has the adversarial weight of the last step."""
+        if not probe:
+            self._seen = seen
+        if not self.start.begun(seen):
+            return None
+        if probe:
+            return partial(self._probe, loud=self.start.loudness(seen) > 0)
+        return partial(self._play, weight=weight)
 
     def _play(
         self, images: Tensor, decoded: Tensor, fidelity: Tensor, valid: Tensor | None, *, weight: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> tuple[Tensor, dict[str, Tensor], None]:
         channels, each = images.shape[1], weight.view(-1, 1, 1, 1)
         (descent,) = torch.autograd.grad(fidelity.sum(), decoded)  # (B, C or 2C, H, W)
         leaf = decoded.detach()[:, :channels].requires_grad_()
-        with torch.autocast(images.device.type, dtype=self.precision, enabled=self.precision is not None):
-            logits = self.player.network(torch.cat((images.to(leaf), filled(leaf, images.to(leaf), valid))))
-        real, fake = logits.to(torch.promote_types(logits.dtype, torch.float32)).chunk(2)
-
+        real, fake = self._judge(images, filled(leaf, images.to(leaf), valid))
         adversarial = generator_loss(self.config.name, fake)
         (against,) = torch.autograd.grad(adversarial.sum(), leaf, retain_graph=True)
         own = discriminator_loss(self.config.name, real, fake)
@@ -89,11 +91,32 @@ class Game:
         named = {name: value.detach() for name, value in named.items()}
         strength = self._strength(decoded, each * descent, each * against, weight)
         if strength is None:
-            return attach(decoded, fidelity, descent), named
+            return attach(decoded, fidelity, descent), named, None
         self.applied = strength
         gradient = descent.clone()
         gradient[:, :channels] += strength * against
-        return attach(decoded, fidelity + strength * adversarial, gradient), named
+        return attach(decoded, fidelity + strength * adversarial, gradient), named, None
+
+    def _probe(
+        self, images: Tensor, decoded: Tensor, fidelity: Tensor, valid: Tensor | None, *, loud: bool
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+        reconstruction = filled(decoded[:, : images.shape[1]], images, valid)
+        # Frozen while its graph is made: whoever takes the loss's gradient moves nothing of the discriminator's.
+        self.player.network.requires_grad_(False)
+        real, fake = self._judge(images, reconstruction)
+        self.player.network.requires_grad_(True)
+        adversarial = generator_loss(self.config.name, fake)
+        named = {"adversarial": adversarial, "discriminator_loss": discriminator_loss(self.config.name, real, fake)}
+        named = {name: value.detach() for name, value in named.items()}
+        if not loud:
+            return fidelity, named, None
+        return fidelity + self.applied * adversarial, named, self.applied * adversarial
+
+    def _judge(self, images: Tensor, reconstruction: Tensor) -> list[Tensor]:
+        """Logits of images and reconstructions, (B, 1, h, w) each, at least fp32."""
+        with torch.autocast(images.device.type, dtype=self.precision, enabled=self.precision is not None):
+            logits = self.player.network(torch.cat((images.to(reconstruction), reconstruction)))
+        return list(logits.to(torch.promote_types(logits.dtype, torch.float32)).chunk(2))
 
     def _strength(self, decoded: Tensor, descent: Tensor, against: Tensor, weight: Tensor) -> Tensor | None:
         """The weight of the decoder's adversarial loss in this step; None where it is not to hear it yet."""

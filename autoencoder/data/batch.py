@@ -52,6 +52,8 @@ class Batch:
     """(id, reason) of images that could not be read while this batch was."""
     valid: Tensor | None = None
     """(B, 1, R, R) bool, false where pixels are missing and in padding; None where the recipe lets none be missing."""
+    transformed: Tensor | None = None
+    """(2, n) int64: rows whose latents are also decoded transformed, and the quarter turns of each, where that is asked for."""
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch with its tensors on `device`; copies from pinned memory overlap with computation."""

@@ -106,3 +106,9 @@ def check_objective(config: ExperimentalConfig, objective: ObjectiveConfig) -> N
         objective.adversarial.name,
         f"{samples} weighs samples by p(x, z) / q(z|x), where a discriminator has no place: give `none`",
     )
+    require(
+        objective.equivariance.share == 0,
+        "objective.equivariance.share",
+        objective.equivariance.share,
+        f"{samples} weighs samples by p(x, z) / q(z|x), where transformed reconstructions have no place: give 0",
+    )

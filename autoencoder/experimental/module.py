@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from autoencoder.equivariance import Transformation
 from autoencoder.experimental.config import ExperimentalConfig
 from autoencoder.experimental.coupling import CouplingFlow
 from autoencoder.experimental.flow_posterior import FlowPosterior
@@ -80,7 +81,7 @@ class ExperimentalAutoencoder(Autoencoder):
         super().__init__(vae, log_scale)
         self.experimental: Families = families
 
-    def forward(self, images: Tensor, noise: Tensor) -> Output:
+    def forward(self, images: Tensor, noise: Tensor, transformation: Transformation | None = None) -> Output:
         """Images (B, C, H, W) and standard normal noise (B, c, h, w) or (B, k, c, h, w)."""
         base = encode(self.vae, images)
         if noise.ndim == 5:
@@ -88,4 +89,4 @@ class ExperimentalAutoencoder(Autoencoder):
             base = DiagonalGaussian(base.mean.repeat_interleave(samples, 0), base.logvar.repeat_interleave(samples, 0))
             noise = noise.flatten(0, 1)
         latents, rate = self.experimental.bound_to(self.vae).sample(base, noise)
-        return self._output(base, latents, rate)
+        return self._output(base, latents, transformation, rate)

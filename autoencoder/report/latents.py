@@ -1,12 +1,13 @@
 """What the latents of one autoencoder run carry: figures, bars of channels and a map of sites, from its final evaluation."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from autoencoder.report import charts
-from autoencoder.report.charts import Chart
+from autoencoder.report.charts import Chart, Key, Line
 from autoencoder.report.quantities import number, quantity
 from autoencoder.report.runs import Run
 
@@ -30,12 +31,46 @@ def figures(run: Run) -> list[tuple[str, str]]:
     for words, key in (("Scales at the lower bound", "scales_at_low_bound"), ("Scales at the upper bound", "scales_at_high_bound")):
         share = (metrics.get(key) or {}).get("mean")
         shown += [(words, _percent(share))] if share is not None else []
+    return [*shown, *_diffusability(told.get("diffusability") or {}), *_headroom(told.get("headroom"))]
+
+
+def _diffusability(told: dict[str, Any]) -> list[tuple[str, str]]:
+    errors = (("Equivariance error of the decoder (0: none)", "decoder_error"), ("Equivariance error of the encoder", "encoder_error"))
+    shown = [(words, number(told[key], 3)) for words, key in errors if told.get(key) is not None]
+    if told.get("spectrum"):
+        latents, images = (told["spectrum"][name]["octaves"][0]["share"] for name in ("latents", "images"))
+        shown.append(("Energy above half of Nyquist (images at the latents' size)", f"{_percent(latents)} ({_percent(images)})"))
     return shown
 
 
+def _headroom(told: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if not told:
+        return []
+    verdict = "force_upcast true" if told["force_upcast"] else "force_upcast false"
+    return [("fp16 headroom of activations", f"{number(told['factor'], None)}× at {told['layers'][0]['name']}; {verdict}")]
+
+
 def drawn(run: Run, index: int, alone: bool) -> list[Chart]:
-    """KL by channel and by site; empty before there is an evaluation."""
-    return [chart for chart in (channel_chart(run, index, alone), site_chart(run, index, alone)) if chart is not None]
+    """KL by channel and by site, and the spectrum; empty before there is an evaluation."""
+    found = (channel_chart(run, index, alone), site_chart(run, index, alone), spectrum_chart(run, index, alone))
+    return [chart for chart in found if chart is not None]
+
+
+def spectrum_chart(run: Run, index: int, alone: bool) -> Chart | None:
+    """Power of latents and of images by frequency, in dB; None where it was not measured or there is a single frequency."""
+    spectra = (run.evaluation.get("diffusability") or {}).get("spectrum") or {}
+    lines, keys, ends = [], [], []
+    for name, colour, kind in (("latents", index, "validation"), ("images", charts.SERIES - 1, "train")):
+        rings = [ring for ring in (spectra.get(name) or {}).get("radial") or [] if ring["power"] > 0]
+        if len(rings) < 2:
+            return None
+        levels = [10 * math.log10(ring["power"]) for ring in rings]
+        lines.append(Line([ring["frequency"] for ring in rings], levels, colour, "validation" if kind == "validation" else "train"))
+        keys.append(Key(name, number(levels[-1], 1), colour, kind))
+        ends.append(f"{name} from {number(levels[0], 1)} to {number(levels[-1], 1)} dB")
+    svg = charts.levels(lines, x_label="frequency (1: a wave of two sites)", name=f"spectrum-{index}")
+    title = "Spectrum" if alone else f"{run.name}: Spectrum"
+    return Chart(title, "dB, 0: white noise; images at the latents' size", svg, keys, f"Power by frequency: {'; '.join(ends)}")
 
 
 def channel_chart(run: Run, index: int, alone: bool) -> Chart | None:

@@ -6,7 +6,8 @@ from autoencoder.objective_summary import rows
 from autoencoder.report.quantities import quantity
 from autoencoder.report.runs import Run
 
-VALUES = {"pixel ELBO": "elbo_nats", "ELBO reported": "elbo_nats", "perceptual": "perceptual", "adversarial": "adversarial"}
+VALUES = {"pixel ELBO": "elbo_nats", "ELBO reported": "elbo_nats", "perceptual": "perceptual", "adversarial": "adversarial",
+          "equivariance": "equivariance"}  # fmt: skip
 """The scalar whose last value stands beside a row, by the row's name."""
 
 

@@ -21,6 +21,16 @@ class Quantity:
         return number(value, self.digits)
 
 
+PARTS = {
+    "nll": "NLL",
+    "reconstruction": "reconstruction",
+    "kl": "KL",
+    "perceptual": "perceptual",
+    "adversarial": "adversarial",
+    "equivariance": "equivariance",
+}
+"""Terms of a loss whose gradients are measured apart, in words."""
+
 QUANTITIES = {
     q.key: q
     for q in (
@@ -40,6 +50,8 @@ QUANTITIES = {
         Quantity("discriminator_accuracy", "Discriminator's accuracy", "share of patches", 3),
         Quantity("discriminator_gradient_norm", "Discriminator's gradient norm", ""),
         Quantity("r1", "R1: squared gradient at real images", ""),
+        Quantity("equivariance", "Error of transformed reconstructions", "images in [−1, 1]", 4),
+        *(Quantity(f"gradient_norm_{part}", f"Gradient norm, {words}", "") for part, words in PARTS.items()),
         Quantity("kl_weight", "KL weight", ""),
         Quantity("effective_beta", "Effective β", ""),
         Quantity("likelihood_scale", "Likelihood scale", "images in [−1, 1]", 4),

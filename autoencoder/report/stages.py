@@ -74,7 +74,7 @@ AUTOENCODER = Stage(
             "Auxiliary losses",
             "In the loss beside the bound and in no ELBO: distances in units of their own, before their weights. A discriminator that "
             "is right of every patch tells the decoder nothing; at one half it knows nothing.",
-            ("perceptual", "adversarial", "adversarial_weight", "discriminator_loss", "discriminator_accuracy"),
+            ("perceptual", "equivariance", "adversarial", "adversarial_weight", "discriminator_loss", "discriminator_accuracy"),
         ),
         Section(
             "What is optimised",
@@ -100,8 +100,18 @@ AUTOENCODER = Stage(
         ),
         Section(
             "Under the hood",
-            "Optimiser, throughput and what the model's parts settle on.",
-            ("lr", "gradient_norm", "discriminator_gradient_norm", "r1", "images_per_second", "likelihood_scale", "geometric_mean_scale"),
+            "Optimiser, throughput and what the model's parts settle on. Gradient norms of single terms are those of one step, with the "
+            "term's weight and before clipping.",
+            (
+                "lr",
+                "gradient_norm",
+                *(f"gradient_norm_{part}" for part in quantities.PARTS),
+                "discriminator_gradient_norm",
+                "r1",
+                "images_per_second",
+                "likelihood_scale",
+                "geometric_mean_scale",
+            ),
         ),
     ),
     grids=(

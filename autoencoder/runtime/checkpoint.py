@@ -87,6 +87,10 @@ def prune(folder: Path, keep: int) -> None:
         shutil.rmtree(leftover)
     complete = sorted(p for p in folder.glob("step-*") if (p / MARKER).is_file())
     for path in complete[:-keep]:
-        # Marker first: a half-removed checkpoint must not look complete.
-        (path / MARKER).unlink()
-        shutil.rmtree(path)
+        remove(path)
+
+
+def remove(folder: Path) -> None:
+    """Remove a checkpoint, its marker first: a half-removed one must not look complete."""
+    (folder / MARKER).unlink()
+    shutil.rmtree(folder)

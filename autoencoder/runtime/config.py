@@ -74,8 +74,13 @@ class TrainConfig:
     """Half-life of the weights' moving average; null keeps none. Early on it is shortened by `ema_rampup`."""
     ema_rampup: float = 0.05
     """The half-life is never longer than this share of the images seen (Karras et al. 2022)."""
-    on_nonfinite: Literal["stop", "skip"] = "stop"
-    """A non-finite loss or gradient never moves the weights; then end the run with the term named, or go on."""
+    on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    """A non-finite loss or gradient never moves the weights; then end the run with term, module and images named (`stop`), go on
+    (`skip`), or go back to the newest sound checkpoint and on from there with a lower learning rate (`rollback`)."""
+    rollbacks: int = 3
+    """Most returns of a run to a checkpoint (`rollback`); one more ends it as `stop` does."""
+    rollback_lr: float = 0.5
+    """What each such return multiplies the learning rates by, from there on."""
     compile: bool = False
     """`torch.compile` the network: worth its start-up on GPUs, not on CPUs."""
     gradient_checkpointing: bool = False
@@ -94,6 +99,8 @@ class TrainConfig:
             halflife = count(self.ema_halflife_images, "ema_halflife_images")
             require(halflife > 0, "ema_halflife_images", self.ema_halflife_images, "give images above 0 or null")
         require(self.ema_rampup > 0, "ema_rampup", self.ema_rampup, "give a share above 0")
+        require(self.rollbacks >= 1, "rollbacks", self.rollbacks, "give at least 1; train.on_nonfinite=stop makes none")
+        require(0 < self.rollback_lr <= 1, "rollback_lr", self.rollback_lr, "give a factor above 0 and at most 1")
         require(self.max_hours is None or self.max_hours > 0, "max_hours", self.max_hours, "give hours above 0 or null")
 
 
@@ -109,6 +116,8 @@ class LogConfig:
     """Validation images in each grid under `images/`."""
     trackers: list[str] = ("tensorboard",)  # type: ignore[assignment]
     """Trackers by the names that accelerate gives them (`tensorboard`, `wandb`, `aim`, ...); `[]` for none."""
+    gradient_norms: bool = False
+    """At each log line, the norm of the gradient of every weighted term apart: a forward and some backward passes more there."""
     progress: bool = True
     """A progress bar on a terminal, or plain lines into a file."""
 

@@ -17,9 +17,11 @@ from autoencoder.runtime.config import CheckpointConfig, LogConfig, OptimizerCon
 from autoencoder.runtime.console import Console
 from autoencoder.runtime.device import fast_bf16
 from autoencoder.runtime.ema import Ema
-from autoencoder.runtime.errors import TrainingError
+from autoencoder.runtime.gradient_norms import term_gradient_norms
 from autoencoder.runtime.meters import LossScale, Meters
+from autoencoder.runtime.nonfinite import Culprit, find_culprit
 from autoencoder.runtime.optim import build_optimizers, learning_rate_factor
+from autoencoder.runtime.recovery import Recovery
 from autoencoder.runtime.signals import StopRequest
 from autoencoder.runtime.tracking import MetricsFile, Trackers
 from autoencoder.runtime.versions import versions
@@ -34,11 +36,17 @@ class TrainingBatch(Protocol):
 
 
 class LossTerms(Protocol):
-    """`loss` and each of `named`: (B,), logged. `statistics`: (B, ...), for the task's controllers alone."""
+    """`loss` and each of `named`: (B,), logged. `statistics`: (B, ...), for the task's controllers alone.
+
+    `parts`: (B,) with gradients, the weighted terms that the loss is the sum of.
+    """
 
     loss: Tensor
     named: dict[str, Tensor]
     statistics: dict[str, Tensor]
+
+    @property
+    def parts(self) -> dict[str, Tensor]: ...
 
 
 M = TypeVar("M", bound=nn.Module)
@@ -56,8 +64,9 @@ class Task(Protocol[M]):
     def loader(self, first_step: int) -> Iterable[tuple[int, list[Any]]]:
         """This process's microbatches of each step from `first_step` on."""
 
-    def losses(self, module: nn.Module, batch: Any, images: int) -> LossTerms:
-        """Per-image loss and terms of a microbatch; `module` is the prepared network, `images` those seen before."""
+    def losses(self, module: nn.Module, batch: Any, images: int, *, probe: bool = False) -> LossTerms:
+        """Per-image loss and terms of a microbatch; `module` is the prepared network, `images` those seen before. A `probe` looks only: it
+        moves nothing, exchanges nothing, and leaves its terms' graphs whole."""
 
     def standing(self, step: int, images: int) -> Iterable[nn.Parameter]:
         """Parameters that keep their values and their optimiser state in this step, before which `images` were seen."""
@@ -127,8 +136,18 @@ class Trainer(Generic[M]):
         self.optimizers = build_optimizers(self.module, optimizer, edges=task.edges, muon_dtype=muon_dtype)
         self.meters = Meters(device)
         self.loss_scale = LossScale(device, enabled=accelerator.mixed_precision == "fp16")
+        self._term_norms: dict[str, Tensor] = {}
         self.prepared: nn.Module = accelerator.prepare(torch.compile(self.module) if train.compile else self.module)
         self.console = Console(self.total_images, shown=accelerator.is_main_process, bar=log.progress, moving=task.moving)
+        self.recovery = Recovery(
+            train,
+            accelerator=accelerator,
+            folder=folder,
+            loss_scale=self.loss_scale,
+            console=self.console,
+            metrics=metrics,
+            find=self._find,
+        )
 
     @property
     def averaged(self) -> M:
@@ -139,39 +158,46 @@ class Trainer(Generic[M]):
         """Train to the end or to a stop; returns `finished`, `out of time`, or the stopping signal's name."""
         started = last_saved = time.monotonic()
         with StopRequest() as stop, self.console:
-            if self.progress.step >= self.total_steps:
-                return "finished"
-            window = time.monotonic(), self.progress.images
-            for step, batches in self.task.loader(self.progress.step):
-                before = self.progress.images
-                self._step(step, batches)
-                last = self.progress.step == self.total_steps
-                logging = last or self._due(self.log.every_images, before)
-                if logging:
-                    window = self._log_line(window)
-                if last or self._due(self.log.validate_every_images, before):
-                    begun = time.monotonic()
-                    self._validate()
-                    window = window[0] + time.monotonic() - begun, window[1]
-                minutes = (time.monotonic() - last_saved) / 60
-                hours = (time.monotonic() - started) / 3600
-                reason = self._agree(
-                    logging,
-                    stop.name or ("out of time" if self.train.max_hours and hours >= self.train.max_hours else ""),
-                    self.checkpoint.every_minutes is not None and minutes >= self.checkpoint.every_minutes,
-                )
-                if last or reason or self._due(self.checkpoint.every_images, before):
-                    self.save()
-                    last_saved = time.monotonic()
-                if reason not in ("", "checkpoint") and not last:
-                    return reason
-                self.console.advance(self.progress.images)
+            if self.train.on_nonfinite == "rollback" and self.progress.step == 0 and not self.recovery.rollbacks:
+                # There may be something to go back to before the first checkpoint is due.
+                self.save()
+            while self.progress.step < self.total_steps:
+                window = time.monotonic(), self.progress.images
+                for step, batches in self.task.loader(self.progress.step):
+                    before = self.progress.images
+                    self._step(step, batches)
+                    last = self.progress.step == self.total_steps
+                    logging = last or self._due(self.log.every_images, before)
+                    if logging:
+                        window, nonfinite = self._log_line(window)
+                        earlier = self.recovery.answer(nonfinite, self.progress.step) if nonfinite else None
+                        if earlier is not None:
+                            self.load(earlier)
+                            break
+                    if last or self._due(self.log.validate_every_images, before):
+                        begun = time.monotonic()
+                        self._validate()
+                        window = window[0] + time.monotonic() - begun, window[1]
+                    minutes = (time.monotonic() - last_saved) / 60
+                    hours = (time.monotonic() - started) / 3600
+                    reason = self._agree(
+                        logging,
+                        stop.name or ("out of time" if self.train.max_hours and hours >= self.train.max_hours else ""),
+                        self.checkpoint.every_minutes is not None and minutes >= self.checkpoint.every_minutes,
+                    )
+                    if last or reason or self._due(self.checkpoint.every_images, before):
+                        self.save()
+                        last_saved = time.monotonic()
+                    if reason not in ("", "checkpoint") and not last:
+                        return reason
+                    self.console.advance(self.progress.images)
         return "finished"
 
     def _step(self, step: int, batches: list[Any]) -> None:
         """One optimiser step over this process's microbatches."""
-        # By the step, as the loader has it: where a run was lengthened, the batch that its old end cut short is not filled up.
-        images = min(self.train.batch_size, self.total_images - step * self.train.batch_size)
+        images = self._images_of(step)
+        if self.log.gradient_norms and self._logs(step):
+            self._term_norms = self._measure_terms(batches, images)
         # Data-parallel wrappers average gradients over processes; the loss is the mean over the global batch.
         scale = self.accelerator.num_processes / images * self.loss_scale.value
         sums: dict[str, Tensor] = {}
@@ -199,9 +225,9 @@ class Trainer(Generic[M]):
             parameter.grad = None
         means["gradient_norm"] = torch.nn.utils.clip_grad_norm_(parameters, self.optimizer.clip_norm or float("inf"))
         found_inf = self.meters.add({name: means[name] for name in (*logged, *beside, "gradient_norm")}, images)
+        self.recovery.note(step, found_inf)
 
-        factor = learning_rate_factor(self.optimizer, self.progress.images, self.total_images)
-        self.optimizers.step(factor, found_inf)
+        self.optimizers.step(self._learning_rate_factor(), found_inf)
         self.optimizers.zero_grad()
         self.loss_scale.update(found_inf)
         self.progress = Progress(step + 1, step * self.train.batch_size + images)
@@ -217,33 +243,64 @@ class Trainer(Generic[M]):
         parts = (flat / images).split([value.numel() for value in sums.values()])
         return {name: part.view_as(sums[name]) for name, part in zip(sums, parts, strict=True)}
 
-    def _due(self, every: int | str | None, before: int) -> bool:
+    def _images_of(self, step: int) -> int:
+        """Images of a step, over all processes."""
+        # By the step, as the loader has it: where a run was lengthened, the batch that its old end cut short is not filled up.
+        return min(self.train.batch_size, self.total_images - step * self.train.batch_size)
+
+    def _learning_rate_factor(self) -> float:
+        """Share of the peak learning rates after the images seen so far."""
+        return self.recovery.lr_factor * learning_rate_factor(self.optimizer, self.progress.images, self.total_images)
+
+    def _due(self, every: int | str | None, before: int, after: int | None = None) -> bool:
         if every is None:
             return False
         interval = count(every, "every")
-        return before // interval != self.progress.images // interval
+        return before // interval != (self.progress.images if after is None else after) // interval
 
-    def _log_line(self, window: tuple[float, int]) -> tuple[float, int]:
+    def _logs(self, step: int) -> bool:
+        """Whether a log line follows a step that is about to be made."""
+        after = step * self.train.batch_size + self._images_of(step)
+        return step + 1 == self.total_steps or self._due(self.log.every_images, self.progress.images, after)
+
+    def _measure_terms(self, batches: list[Any], images: int) -> dict[str, Tensor]:
+        """Gradient norms of the loss's terms in a step that is about to be made."""
+        return term_gradient_norms(
+            [batch.to(self.accelerator.device) for batch in batches],
+            lambda batch: self.task.losses(self.module, batch, self.progress.images, probe=True).parts,
+            self.optimizers.parameters(),
+            images=images,
+            scale=self.loss_scale.value,
+            autocast=self.accelerator.autocast,
+        )
+
+    def _log_line(self, window: tuple[float, int]) -> tuple[tuple[float, int], list[str]]:
+        """Write the line; returns the beginning of the next window, and the names of what was not finite."""
         means, nonfinite = self.meters.read()
-        if self.loss_scale.enabled and nonfinite == ["gradient_norm"]:
-            nonfinite = []  # an overflow that the loss scale answers
+        nonfinite = self.recovery.unanswered(nonfinite)
         now = time.monotonic()
         scalars = {
             **means,
             **self.task.scalars(means, self.progress.images),
-            "lr": self.optimizer.lr * learning_rate_factor(self.optimizer, self.progress.images, self.total_images),
+            **{f"gradient_norm_{name}": norm.item() for name, norm in self._term_norms.items()},
+            "lr": self.optimizer.lr * self._learning_rate_factor(),
             "images_per_second": (self.progress.images - window[1]) / max(now - window[0], 1e-9),
         }
         if self.loss_scale.enabled:
             scalars["loss_scale"] = self.loss_scale.value.item()
         self._write("train", scalars, nonfinite)
-        if nonfinite and self.train.on_nonfinite == "stop":
-            raise TrainingError(
-                f"non-finite {', '.join(nonfinite)} in the steps up to {self.progress.step}; no update was made from them, "
-                "and the newest checkpoint is sound. Try train.precision=fp32, a lower optimizer.lr, a lower optimizer.clip_norm, "
-                "or train.on_nonfinite=skip"
-            )
-        return now, self.progress.images
+        return (now, self.progress.images), nonfinite
+
+    def _find(self, step: int) -> Culprit | None:
+        """Make a step's forward and backward passes once more, and say where they leave the finite numbers."""
+        _, batches = next(iter(self.task.loader(step)))
+
+        def losses(batch: Any) -> LossTerms:
+            with self.accelerator.autocast():
+                return self.task.losses(self.module, batch, step * self.train.batch_size, probe=True)
+
+        device, scale = self.accelerator.device, self.loss_scale.value / self._images_of(step)
+        return find_culprit(self.module, [batch.to(device) for batch in batches], losses, scale=scale)
 
     def _validate(self) -> None:
         self.console.say(f"validating at {self.progress.images:,} images")
@@ -298,6 +355,7 @@ class Trainer(Generic[M]):
                 "step": self.progress.step,
                 "images": self.progress.images,
                 "meters": self.meters.names,
+                **self.recovery.state(self.meters.pending()),
                 "task": self.task.state(),
                 "threads": torch.get_num_threads(),
                 "processes": self.accelerator.num_processes,
@@ -314,6 +372,7 @@ class Trainer(Generic[M]):
         self.progress = Progress(state["step"], state["images"])
         self.meters.names = state["meters"]
         self.task.load_state(state["task"])
+        self.recovery.load_state(state, self.progress.step)
         for what, now in (
             ("threads", torch.get_num_threads()),
             ("processes", self.accelerator.num_processes),

@@ -44,6 +44,10 @@ class Meters:
         self._skipped += found
         return found.float()
 
+    def pending(self) -> list[str]:
+        """Names that were not finite in a step since the last reading."""
+        return [name for name, bad in zip(self.names, self._bad.tolist(), strict=True) if bad]
+
     def read(self) -> tuple[dict[str, float], list[str]]:
         """Means since the last reading, with the count of skipped steps if any, and the names that were not finite."""
         count = len(self.names)

@@ -115,7 +115,9 @@ class Optimizers:
         }
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Take back what `tensors` gave, for the same parameters."""
+        """Take back what `tensors` gave, for the same parameters; nothing else stays."""
+        for optimizer in self.parts.values():
+            optimizer.state.clear()
         by_name = {name: parameter for parameter, name in self.names.items()}
         for key, value in tensors.items():
             part, name, slot = key.split("/")

@@ -11,8 +11,11 @@ from autoencoder.runtime.errors import ConfigError, UsageError
 from autoencoder.runtime.files import replace_text
 from autoencoder.runtime.lock import LOCK, hold, make_folder, release
 
-FREE = ("log", "checkpoint", "data.workers", "train.max_hours", "sampling", "vae")
-"""Settings and groups that may change between two starts of one run: they do not move its weights."""
+FREE = (
+    "log", "checkpoint", "data.workers", "train.max_hours", "train.on_nonfinite", "train.rollbacks", "train.rollback_lr", "sampling", "vae",
+)  # fmt: skip
+"""Settings and groups that may change between two starts of one run: they do not move its weights, or (what answers values that are
+not finite) not before they are needed."""
 START = ("out", "resume", "preflight", "allow_vae_mismatch")
 """Settings of a start, not of the run."""
 LENGTH = "train.images"

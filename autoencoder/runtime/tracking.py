@@ -26,10 +26,14 @@ class MetricsFile:
             file.write(json.dumps(written, allow_nan=False) + "\n")
 
     def cut_back(self, step: int) -> None:
-        """Take away the lines of later steps, and a line torn by a crash: the log of a run that goes on from `step`."""
+        """Take away the lines of later steps, and a line torn by a crash: the log of a run that goes on from `step`.
+
+        Returns to this step (phase `rollback`) are taken away, too: the checkpoint knows of them, and they are written again.
+        """
         if not self.path.exists():
             return
-        kept = [line for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True) if _step(line) <= step]
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if _step(line) < step or (_step(line) == step and json.loads(line).get("phase") != "rollback")]
         partial = self.path.with_name(f"{self.path.name}.partial")
         with partial.open("w", encoding="utf-8") as file:
             file.writelines(kept)

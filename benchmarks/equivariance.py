@@ -1,0 +1,76 @@
+"""What equivariance regularisation gives and costs: the demo with and without it, at equal images seen.
+
+Writes benchmarks/results/equivariance-<device>.json: equivariance errors of decoder and encoder, spectra's high ends, PSNR, NLL and
+KL on held-out crops, and time.
+"""
+
+import argparse
+import json
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from autoencoder import train  # noqa: E402
+
+QUIET = ["--config=demo", "--log.trackers=[]", "--checkpoint.every_images=null", "--checkpoint.every_minutes=null"]
+RECIPES = {
+    "off": [],
+    "share 0.5, weight 1": ["--objective.equivariance.share=0.5"],
+    "share 0.5, weight 2": ["--objective.equivariance.share=0.5", "--objective.equivariance.weight=2"],
+}
+
+
+def figures(folder: Path, seconds: float) -> dict[str, Any]:
+    """What the run came to on held-out crops."""
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    told, metrics = evaluation["diffusability"], evaluation["metrics"]
+    return {
+        **{key: round(told[key], 4) for key in ("decoder_error", "encoder_error")},
+        "by_transformation": [{k: round(v, 4) for k, v in each.items()} for each in told["transformations"]],
+        "energy_above_half_of_nyquist": {name: round(its["octaves"][0]["share"], 4) for name, its in told["spectrum"].items()},
+        **{f"held_out_{name}": round(metrics[name]["mean"], 3) for name in ("psnr_db", "nll_nats", "kl_nats", "elbo_nats")},
+        "seconds": round(seconds, 1),
+    }
+
+
+def main() -> None:
+    """Measure and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=12_000, help="length of each run in training images")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0], help="a run of each recipe for each of them")
+    parser.add_argument("--only", nargs="*", choices=list(RECIPES), help="recipes to run; the others stay as the result file has them")
+    options = parser.parse_args()
+
+    import torch
+
+    from autoencoder.runtime.device import describe
+    from autoencoder.runtime.versions import versions
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind = re.sub(r"\W+", "-", describe(device).lower()).strip("-")
+    file = ROOT / "benchmarks" / "results" / f"equivariance-{kind}.json"
+    before = json.loads(file.read_text())["recipes"] if file.exists() and options.only else {}
+    result: dict[str, Any] = {"device": describe(device), "versions": versions(), "images": options.images, "recipes": before}
+    file.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in options.only or RECIPES:
+            result["recipes"][name] = {}
+            for seed in options.seeds:
+                folder, begun = Path(scratch) / f"{name} {seed}", time.monotonic()
+                argv = [*QUIET, *RECIPES[name], f"--train.images={options.images}", f"--train.seed={seed}", "--out", str(folder)]
+                if code := train.main(argv):
+                    raise SystemExit(code)
+                result["recipes"][name][f"seed {seed}"] = figures(folder, time.monotonic() - begun)
+                print(name, seed, result["recipes"][name][f"seed {seed}"], flush=True)
+                file.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"written to {file.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
