@@ -1,0 +1,189 @@
+"""Our recipe against the loops of `plain_loops.py`: same network, batch, photos and processor time, PSNR and SSIM at equal KL.
+
+The CPU seconds of a step are measured first, one method after the other on one thread; each then trains for as many steps as `--minutes`
+of one thread buy it (twenty minutes of two threads are forty of one). Every method has two KL weights; figures at equal KL are on
+the line between its two points, at the KL in the middle of the range that all methods reach. All are exported and measured by
+`evaluate_autoencoder`. Writes benchmarks/results/recipe-<device>.json after each run; runs that are in it are not made again.
+"""
+
+import argparse
+import json
+import math
+import os
+import re
+import resource
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+WIDTHS, SIDE, BATCH = (32, 64, 128), 64, 16
+CROPS = 3
+"""A grid of 3 x 3 crops of each validation photo is measured."""
+OURS = [
+    "--model.preset=tiny", f"--model.block_out_channels=[{','.join(map(str, WIDTHS))}]", f"--data.resolution={SIDE}", "--data.flip=true",
+    f"--data.validation_grid={CROPS}", f"--train.batch_size={BATCH}", "--optimizer.name=muon", "--optimizer.lr=3e-3",
+    "--train.ema_halflife_images=2k", "--objective.likelihood.name=laplace",
+]  # fmt: skip
+LADDER: dict[str, list[str]] = {"ours": []}
+"""What each further run of ours sets."""
+KL_WEIGHTS = {"plain": (0.03, 0.1), "strong": (0.03, 0.1), "ours": (0.6, 2.0)}
+"""Two a method: of the KL beside sum |e| for the loops, beta for ours."""
+LEARNING_RATES = {"plain": 1e-4, "strong": 1e-3}
+TIMED = 12
+"""Steps that a step's cost is measured over."""
+
+
+def command(*argv: str) -> float:
+    """Run a firststage command on one thread; its CPU seconds. Ends the benchmark where it fails."""
+    code = "import sys; from diffusion.command import main; sys.exit(main(sys.argv[1:]))"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", code, *argv], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def loop(method: str, folder: Path, options: argparse.Namespace, *, weight: float, seed: int, steps: int, lr: float) -> float:
+    """Train a loop of `plain_loops.py` and write its network to `folder`; CPU seconds of a step."""
+    import plain_loops
+    import torch
+
+    from autoencoder.config import ModelConfig
+    from autoencoder.model import build
+
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    vae = build(ModelConfig(preset="tiny", block_out_channels=WIDTHS), channels=3, resolution=SIDE)
+    photos = plain_loops.read(Path(options.train))
+    vae, cost = plain_loops.train(
+        vae, photos, strong=method == "strong", lr=lr, kl_weight=weight, steps=steps, batch=BATCH, side=SIDE, seed=seed
+    )
+    vae.save_pretrained(folder)
+    return cost
+
+
+def ours(folder: Path, options: argparse.Namespace, *argv: str, weight: float, seed: int, steps: int) -> float:
+    """Train ours; CPU seconds of the whole command."""
+    data = [f"--data.source={options.train}", f"--data.validation_source={options.validation}", "--data.workers=0"]
+    quiet = [
+        "--log.trackers=[]",
+        "--log.progress=false",
+        f"--log.every_images={max(BATCH, steps * BATCH // 20)}",
+        "--log.validate_every_images=10M",
+    ]
+    told = [f"--objective.kl.weight={weight}", f"--train.seed={seed}", f"--train.images={steps * BATCH}"]
+    return command("train_autoencoder", *OURS, *data, *quiet, *told, *argv, "--out", str(folder))
+
+
+def cost(method: str, folder: Path, options: argparse.Namespace) -> float:
+    """CPU seconds of a step of `method`."""
+    if method in LEARNING_RATES:
+        return loop(method, folder, options, weight=KL_WEIGHTS[method][0], seed=0, steps=TIMED, lr=LEARNING_RATES[method])
+    # Two runs of different length: start, validation and export drop out of the difference.
+    short, long = (ours(folder / str(steps), options, *LADDER[method], weight=1.0, seed=0, steps=steps) for steps in (TIMED, 4 * TIMED))
+    return (long - short) / (3 * TIMED)
+
+
+def figures(folder: Path, options: argparse.Namespace) -> dict[str, float]:
+    """Means over the validation crops."""
+    out = folder / "measured.json"
+    data = [f"--data.source={options.validation}", f"--data.resolution={SIDE}", f"--data.grid={CROPS}", "--data.workers=0"]
+    command("evaluate_autoencoder", f"--model={folder}", *data, f"--out={out}")
+    metrics = json.loads(out.read_text())["metrics"]
+    return {name: round(metrics[name]["mean"], 4) for name in ("psnr_db", "ssim", "kl_nats")}
+
+
+def at_equal_kl(runs: dict[str, Any]) -> dict[str, Any]:
+    """PSNR and SSIM of each method at one KL, mean and standard deviation over seeds; empty until all have both points."""
+    lines: dict[str, list[list[dict[str, float]]]] = {}
+    for name, run in runs.items():
+        method, seed, _ = name.rsplit(" ", 2)
+        lines.setdefault(method, []).append([]) if int(seed) >= len(lines.get(method, [])) else None
+        lines[method][int(seed)].append(run)
+    pairs = [sorted(pair, key=lambda run: run["kl_nats"]) for method in lines for pair in lines[method] if len(pair) == 2]
+    if not pairs:
+        return {}
+    low, high = max(pair[0]["kl_nats"] for pair in pairs), min(pair[1]["kl_nats"] for pair in pairs)
+    # PSNR is nearly linear in the logarithm of the rate.
+    kl = math.sqrt(low * high)
+    told: dict[str, Any] = {"kl_nats": round(kl, 1), "common_range": [round(low, 1), round(high, 1)]}
+    for method, seeds in lines.items():
+        values: dict[str, list[float]] = {"psnr_db": [], "ssim": []}
+        for pair in seeds:
+            if len(pair) == 2:
+                one, two = sorted(pair, key=lambda run: run["kl_nats"])
+                share = math.log(kl / one["kl_nats"]) / math.log(two["kl_nats"] / one["kl_nats"])
+                for name, found in values.items():
+                    found.append(one[name] + share * (two[name] - one[name]))
+        if values["psnr_db"]:
+            told[method] = {
+                name: {"mean": round(statistics.mean(found), 4), "deviation": round(statistics.stdev(found), 4) if len(found) > 1 else None}
+                for name, found in values.items()
+            }
+            told[method]["seeds"] = len(values["psnr_db"])
+    return told
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", help="folder of training photos")
+    parser.add_argument("--validation", help="folder of validation photos")
+    parser.add_argument("--runs", type=Path, help="folder for the runs")
+    parser.add_argument("--minutes", type=float, default=40, help="minutes of one thread that each run gets")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="*", choices=[*LEARNING_RATES, *LADDER], help="methods to run")
+    parser.add_argument("--tune", type=float, nargs="*", help="learning rates of `strong` to try at its first KL weight, and stop")
+    options = parser.parse_args()
+    if not (options.train and options.validation and options.runs):
+        print("recipe: left out; give --train, --validation and --runs to measure it")
+        return
+
+    import torch
+
+    from autoencoder.runtime.device import describe
+    from autoencoder.runtime.versions import versions
+
+    device = f"{describe(torch.device('cpu')).split(',')[0]}, 1 thread"
+    file = ROOT / "benchmarks" / "results" / f"recipe-{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}.json"
+    result: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"device": device, "versions": versions()}
+    for key in ("cpu_seconds_a_step", "runs", "tuning"):
+        result.setdefault(key, {})
+
+    def write() -> None:
+        result["at_equal_kl"] = at_equal_kl(result["runs"])
+        file.write_text(json.dumps(result, indent=1) + "\n")
+
+    def steps_of(method: str, minutes: float) -> int:
+        if method not in result["cpu_seconds_a_step"]:
+            result["cpu_seconds_a_step"][method] = round(cost(method, options.runs / f"cost-{method}", options), 4)
+        return round(minutes * 60 / float(result["cpu_seconds_a_step"][method]))
+
+    for lr in options.tune or []:
+        folder, steps = options.runs / f"tune-{lr:g}", steps_of("strong", options.minutes)
+        loop("strong", folder, options, weight=KL_WEIGHTS["strong"][0], seed=0, steps=steps, lr=lr)
+        result["tuning"][f"{lr:g} for {options.minutes:g} minutes"] = figures(folder, options)
+        write()
+    for seed in [] if options.tune else options.seeds:
+        for method in options.only or [*LEARNING_RATES, *LADDER]:
+            for weight in KL_WEIGHTS.get(method, KL_WEIGHTS["ours"]):
+                name, steps = f"{method} {seed} {weight:g}", steps_of(method, options.minutes)
+                if name in result["runs"]:
+                    continue
+                folder = options.runs / name.replace(" ", "-")
+                if method in LEARNING_RATES:
+                    loop(method, folder, options, weight=weight, seed=seed, steps=steps, lr=LEARNING_RATES[method])
+                else:
+                    ours(folder, options, *LADDER[method], weight=weight, seed=seed, steps=steps)
+                result["runs"][name] = {"steps": steps, **figures(folder, options)}
+                print(name, result["runs"][name], flush=True)
+                write()
+    print(f"written to {file.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
