@@ -33,10 +33,10 @@ def train(argv: list[str], place: str, position: int, until: int, output: Path |
         now["steps"] += 1
         step(self, number, batches)
 
-    def noted_losses(self: Any, module: Any, batch: Any, images: int) -> Any:
+    def noted_losses(self: Any, module: Any, batch: Any, images: int, *, probe: bool = False) -> Any:
         wrong = len(now["trainer"].recovery.rollbacks) < until
         now["rows"] = (batch.position == position).nonzero().flatten().tolist() if wrong else []
-        return losses(self, module, batch, images)
+        return losses(self, module, batch, images, probe=probe)
 
     def spoil(value: torch.Tensor, row: int) -> torch.Tensor:
         value = value.clone()
@@ -52,8 +52,8 @@ def train(argv: list[str], place: str, position: int, until: int, output: Path |
                 output = spoil(output, row)
         return output
 
-    def built(config: Any) -> Any:
-        module = build(config)
+    def built(config: Any, vae: Any) -> Any:
+        module = build(config, vae)
         module.get_submodule(name).register_forward_hook(after)
         return module
 

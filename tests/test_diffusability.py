@@ -15,6 +15,7 @@ from autoencoder.data.loader import ValidationSet
 from autoencoder.data.pixels import to_images
 from autoencoder.data.sources import open_evaluation
 from autoencoder.model import build
+from autoencoder.pixel_recipe import PixelRecipe
 from autoencoder.posterior import DiagonalGaussian
 
 DATA = DataConfig(resolution=8)
@@ -32,7 +33,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, crops: ValidationSet, encode: Any,
     monkeypatch.setattr(diffusability, "decode", lambda vae, z: decode(z))
     monkeypatch.setattr(diffusability, "downsampling", lambda vae: 1)
     network: Any = SimpleNamespace()
-    return diffusability.measure_diffusability(network, crops, CPU)
+    return diffusability.measure_diffusability(network, crops, PixelRecipe(), CPU)
 
 
 def test_pointwise_networks_are_equivariant_up_to_scaling(monkeypatch: pytest.MonkeyPatch, crops: ValidationSet) -> None:

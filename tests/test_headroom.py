@@ -16,6 +16,7 @@ from autoencoder.data.sources import open_evaluation
 from autoencoder.evaluation_text import headroom as text
 from autoencoder.headroom import ENOUGH, Headroom, measure_headroom
 from autoencoder.model import AutoencoderKL, build
+from autoencoder.pixel_recipe import PixelRecipe
 
 DATA = DataConfig(resolution=16)
 CPU = torch.device("cpu")
@@ -44,7 +45,7 @@ def hot(sound: AutoencoderKL) -> AutoencoderKL:
 
 
 def test_a_sound_network_has_headroom_and_runs_in_half_precision(sound: AutoencoderKL, crops: ValidationSet) -> None:
-    found = measure_headroom(sound, crops, CPU)
+    found = measure_headroom(sound, crops, PixelRecipe(), CPU)
     assert found.factor >= ENOUGH and not found.force_upcast and found.crops == 3
     images = to_images(crops.pixels([0, 1, 2]))
     half = copy.deepcopy(sound).half()
@@ -55,7 +56,7 @@ def test_a_sound_network_has_headroom_and_runs_in_half_precision(sound: Autoenco
 def test_a_layer_that_overflows_is_named_and_does_so_in_half_precision(
     sound: AutoencoderKL, hot: AutoencoderKL, crops: ValidationSet
 ) -> None:
-    found = measure_headroom(hot, crops, CPU)
+    found = measure_headroom(hot, crops, PixelRecipe(), CPU)
     assert found.force_upcast and found.factor < 1
     assert found.worst == "decoder.mid_block.resnets.0.conv1"
     images = to_images(crops.pixels([0, 1, 2]))
@@ -74,7 +75,7 @@ def test_the_largest_value_is_that_of_the_layer_over_all_crops(sound: Autoencode
     with torch.no_grad():
         sound.encoder(to_images(crops.pixels([0, 1, 2])))
     hook.remove()
-    found = measure_headroom(sound, crops, CPU)
+    found = measure_headroom(sound, crops, PixelRecipe(), CPU)
     assert found.largest["encoder.conv_in"] == pytest.approx(seen[0].abs().max().item(), rel=1e-5)
     assert next(iter(found.largest)) == "encoder.conv_in"
     assert not sound.encoder.conv_in._forward_hooks

@@ -188,6 +188,7 @@ def test_a_run_from_weights_of_another_resolution_is_warned_at_its_start(tmp_pat
     (run / "vae" / "preprocessing.json").write_text(json.dumps(artifact.preprocessing(DataConfig(resolution=64), 256)))
     (run / "config.yaml").write_text("out: run\ndata: {resolution: 64}\n")
     (checkpoint / "state.json").write_text("{}")
+    (checkpoint / "model.safetensors").touch()
     for weights in (run, checkpoint):
         assert "init_from was trained at 64 pixels" in introduction(weights)
     (run / "vae" / "preprocessing.json").write_text(json.dumps(artifact.preprocessing(DataConfig(resolution=32), 256)))

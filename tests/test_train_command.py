@@ -40,7 +40,7 @@ SHORT = [*SMALL, "--train.images=16"]
         (["--data.source=EMPTY/*.parquet"], "no file matches"),
         (["--data.split=nowhere"], "data.split: got 'nowhere'"),
         (
-            ["--data.channels=1", "--model.pretrained=PRETRAINED", *(f"--model.{k}=null" for k in ("block_out_channels", "norm_groups"))],
+            ["--data.channels=2", "--model.pretrained=PRETRAINED", *(f"--model.{k}=null" for k in ("block_out_channels", "norm_groups"))],
             "data.channels",
         ),
         (["--model.pretrained=/no/such/model", *(f"--model.{k}=null" for k in ("block_out_channels", "norm_groups"))], "model.pretrained"),
@@ -169,8 +169,8 @@ def poisoned(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     """Make the perceptual term of one microbatch infinite."""
     losses, seen = AutoencoderTask.losses, [0]
 
-    def poison(*arguments: Any) -> Any:
-        terms = losses(*arguments)
+    def poison(*arguments: Any, probe: bool = False) -> Any:
+        terms = losses(*arguments, probe=probe)
         if seen[0] == at:
             terms.named["perceptual"] = terms.named["perceptual"] * torch.inf
             terms.loss = terms.loss + terms.named["perceptual"]

@@ -9,12 +9,22 @@ from autoencoder.runtime.run_folder import RunFolder
 
 def start(config: Any, stage: str) -> int:
     """`preflight(config)` or `train(config, run)` of the module `stage`, imported only now; returns the exit code."""
-    if config.preflight:
-        return int(importlib.import_module(stage).preflight(config))
     # One process owns the folder; the others learn from it where to go on.
-    run = RunFolder.open(config.out, config, resume=config.resume) if is_main_process() else None
+    owns = is_main_process() and not config.preflight
+    run = RunFolder.open(config.out, config, resume=config.resume) if owns else None
     try:
-        return int(importlib.import_module(stage).train(config, run))
+        module = importlib.import_module(stage)
+        code = int(module.preflight(config) if config.preflight else module.train(config, run))
     finally:
         if run is not None:
             run.close()
+    _leave_processes()
+    return code
+
+
+def _leave_processes() -> None:
+    """Part from the other processes: threads of a group that still stands can abort an interpreter on its way out."""
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
