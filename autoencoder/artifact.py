@@ -19,6 +19,8 @@ from autoencoder.runtime.errors import UsageError
 
 LIKELIHOOD = "likelihood.safetensors"
 PREPROCESSING = "preprocessing.json"
+SCALE_UNKNOWN = "scaling_factor_unknown"
+"""Key in it, true where the scaling factor in `config.json` is not that of the latents: an exported checkpoint's, not yet measured."""
 
 
 def preprocessing(data: DataConfig, levels: int) -> dict[str, Any]:

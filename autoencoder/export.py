@@ -111,7 +111,8 @@ def _export(argv: list[str] | None) -> int:
     elif recipe is None:
         artifact.save_stock(model.narrow(vae).to(dtype), out)
     else:
-        artifact.save_autoencoder(vae, out, preprocessing=recipe, likelihood=opened.likelihood, dtype=dtype)
+        told = recipe if known else {**recipe, artifact.SCALE_UNKNOWN: True}
+        artifact.save_autoencoder(vae, out, preprocessing=told, likelihood=opened.likelihood, dtype=dtype)
     if families is not None and config.format == "diffusers":
         save_families(families, out)
     print(f"written to {out} ({config.format}, {config.dtype})")

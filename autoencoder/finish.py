@@ -23,7 +23,7 @@ from autoencoder.experimental.saved import open_family, save_families
 from autoencoder.headroom import measure_headroom
 from autoencoder.likelihood import LIKELIHOODS, Likelihood
 from autoencoder.missing import filled
-from autoencoder.model import LOGVAR_RANGE, Autoencoder, AutoencoderKL, decode, encode
+from autoencoder.model import LOGVAR_RANGE, Autoencoder, AutoencoderKL, decode, encode, narrow
 from autoencoder.objective_summary import Measured, describe_objective
 from autoencoder.pixel_recipe import PixelRecipe
 from autoencoder.posterior import DiagonalGaussian
@@ -95,7 +95,7 @@ def finish(task: AutoencoderTask, module: Autoencoder, config: TrainAutoencoderC
     if main:
         calibrated, latent_mean, latent_std = calibrate(task, module)
         vae = module.vae
-        audited = measure_headroom(vae, _crops(task), task.recipe, task.accelerator.device)
+        audited = measure_headroom(narrow(vae), _crops(task), task.recipe, task.accelerator.device)
         vae.register_to_config(force_upcast=audited.force_upcast)
         if pixels is None:
             # Networks without a shift (all but FLUX's kind) keep none: most pipelines apply the factor alone.
@@ -123,7 +123,7 @@ def finish(task: AutoencoderTask, module: Autoencoder, config: TrainAutoencoderC
         return
     mode = DiagonalGaussian.mode if family is None else family.mode
     kept = PixelRecipe.from_json(recipe["pixels"])
-    told = provenance(vae, recipe=kept, data=task.validation_source, config=config.data, seed=config.train.seed)
+    told = provenance(vae, recipe=task.recipe, encoder=kept, data=task.validation_source, config=config.data, seed=config.train.seed)
     found = {
         "measure": None if likelihood is None else Measure.of(likelihood, config.data.channels * config.data.resolution**2).to_json(),
         "alarms": [asdict(alarm) for alarm in task.monitor.restated(measured.scalars())],

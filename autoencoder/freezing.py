@@ -42,6 +42,9 @@ def check_frozen(model: ModelConfig, init_from: str | None, objective: Objective
     else:
         scale, remedy = objective.likelihood.scale, "the log scales come out of the decoder, which is frozen: give `analytic` or `learned`"
         require(scale != "pixel", "objective.likelihood.scale", scale, remedy)
+        weighting = objective.adversarial.weighting
+        remedy = "it compares gradients of the decoder's last convolution, which is frozen: give `fixed`"
+        require(not objective.adversarial.on or weighting == "fixed", "objective.adversarial.weighting", weighting, remedy)
 
 
 def _check_frozen_encoder(objective: ObjectiveConfig, experimental: ExperimentalConfig) -> None:

@@ -99,7 +99,7 @@ class ModelConfig:
 
     def shape(self) -> dict[str, Any]:
         """The preset with the overrides in it."""
-        named = {k: getattr(self, k, None) for k in PRESETS[self.preset]}
+        named = {k: getattr(self, k) for k in (*_SHAPE, "latent_channels")}
         return {"attention_levels": 0, "norm_groups": 32} | PRESETS[self.preset] | {k: v for k, v in named.items() if v is not None}
 
     def factor(self) -> int:

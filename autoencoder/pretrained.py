@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from autoencoder.artifact import attach_scales, load_likelihood, load_preprocessing, pixels_of, preprocessing
+from autoencoder.artifact import SCALE_UNKNOWN, attach_scales, load_likelihood, load_preprocessing, pixels_of, preprocessing
 from autoencoder.config import TrainAutoencoderConfig
 from autoencoder.ldm_names import differing
 from autoencoder.likelihood import Likelihood, PixelScale, build_likelihood
@@ -66,7 +66,9 @@ def open_pretrained(
         return Pretrained(_from_diffusers(path, subfolder=subfolder, revision=revision, variant=variant))
     vae = _from_diffusers(str(folder), variant=variant)
     attach_scales(vae, folder)
-    return Pretrained(vae, load_likelihood(folder), load_preprocessing(folder))
+    preprocessing = load_preprocessing(folder)
+    known = preprocessing is None or not preprocessing.pop(SCALE_UNKNOWN, False)
+    return Pretrained(vae, load_likelihood(folder), preprocessing, known)
 
 
 def _from_diffusers(path: str, **where: str | None) -> AutoencoderKL:

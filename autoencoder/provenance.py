@@ -15,14 +15,16 @@ QUALITY_8_BIT = "posterior mode, clamped and rounded to 8 bits, mean over crops 
 QUALITY_OF_RANGE = "posterior mode, clamped, not rounded, the peak of each band its high - low, mean over crops of the per-crop value"
 
 
-def provenance(vae: AutoencoderKL, *, recipe: PixelRecipe, data: Source, config: DataConfig, seed: int) -> dict[str, Any]:
-    """How an evaluation was made: weights, data, crops, rounding and versions.
+def provenance(
+    vae: AutoencoderKL, *, recipe: PixelRecipe, data: Source, config: DataConfig, seed: int, encoder: PixelRecipe | None = None
+) -> dict[str, Any]:
+    """How an evaluation was made: weights, data, crops, rounding and versions. `encoder`: the recipe in its hash, where that is another.
 
     The recipe is told where figures depend on it: of other images than 8-bit ones at full range, all bands, nothing missing.
     """
     ordinary = PixelRecipe(channels=recipe.channels)
     return {
-        "encoder_hash": encoder_hash(vae, recipe.to_json()),
+        "encoder_hash": encoder_hash(vae, (encoder or recipe).to_json()),
         "decoder_hash": decoder_hash(vae),
         "data": {"source": data.name, "fingerprint": data.fingerprint, "images": len(data)},
         "crops": {

@@ -40,7 +40,6 @@ from autoencoder.runtime.checkpoint import HasTensors
 from autoencoder.runtime.config import count
 from autoencoder.runtime.errors import ConfigError, TrainingError, UsageError
 from autoencoder.runtime.files import replace_text
-from autoencoder.runtime.optim import learning_rate_factor
 from autoencoder.scale import AnalyticScale, learned_scale
 
 # The first and last layers: their rows or columns are pixels and latents, not features.
@@ -90,12 +89,6 @@ class AutoencoderTask:
     def _game(self) -> Game:
         """The adversarial term, its players' sizes and weighting checked against network and processes."""
         adversarial, train, data = self.config.objective.adversarial, self.config.train, self.config.data
-        layer = self.module.vae.decoder.conv_out.weight
-        if adversarial.weighting != "fixed" and not layer.requires_grad:
-            raise UsageError(
-                f"objective.adversarial.weighting: got {adversarial.weighting!r}, but the decoder's last convolution, whose gradients it "
-                "compares, does not train; give `fixed`"
-            )
         steps = Steps(
             images=self.total_images,
             batch_size=train.batch_size,
@@ -110,11 +103,10 @@ class AutoencoderTask:
             )
         return Game(
             adversarial,
-            layer=layer,
+            layer=self.module.vae.decoder.conv_out.weight,
             shape=(data.channels, data.resolution, data.resolution),
             batch_size=train.batch_size,
             seed=train.seed,
-            pace=lambda images: learning_rate_factor(self.config.optimizer, images, self.total_images),
             device=self.accelerator.device,
             precision=torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else None,
         )
@@ -252,11 +244,11 @@ class AutoencoderTask:
     def finish_gradients(self, images: int) -> dict[str, Tensor]:
         return {} if self.game is None else self.game.finish_gradients(images)
 
-    def update(self, means: dict[str, Tensor], images: int, found_inf: Tensor) -> None:
+    def update(self, means: dict[str, Tensor], images: int, found_inf: Tensor, lr_factor: float) -> None:
         self.scale.update(means["scale_moment"], found_inf, means.get("valid_share"))
         self.kl.update(means, images, found_inf)
         if self.game is not None:
-            self.game.update(means, images, found_inf)
+            self.game.update(means, images, found_inf, lr_factor)
 
     def scalars(self, means: dict[str, float], images: int) -> dict[str, float]:
         objective = self.config.objective

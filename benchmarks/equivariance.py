@@ -1,4 +1,4 @@
-"""What equivariance regularisation gives and costs: the demo with and without it, at equal images seen.
+"""What equivariance regularisation gives and costs: the demo with and without it, at equal images seen, from scratch or from a trained run.
 
 Writes benchmarks/results/equivariance-<device>.json: equivariance errors of decoder and encoder, spectra's high ends, PSNR, NLL and
 KL on held-out crops, and time.
@@ -23,7 +23,13 @@ RECIPES = {
     "off": [],
     "share 0.5, weight 1": ["--objective.equivariance.share=0.5"],
     "share 0.5, weight 2": ["--objective.equivariance.share=0.5", "--objective.equivariance.weight=2"],
+    "share 0.5, weight 0.03": ["--objective.equivariance.share=0.5", "--objective.equivariance.weight=0.03"],
+    "share 0.5, weight 0.1": ["--objective.equivariance.share=0.5", "--objective.equivariance.weight=0.1"],
+    "share 0.5, weight 0.3": ["--objective.equivariance.share=0.5", "--objective.equivariance.weight=0.3"],
 }
+SCRATCH = ("off", "share 0.5, weight 1", "share 0.5, weight 2")
+GENTLY = ["--optimizer.lr=1e-3", "--optimizer.muon_lr=0.007"]
+"""A third of the demo's learning rates, for weights that have been trained."""
 
 
 def figures(folder: Path, seconds: float) -> dict[str, Any]:
@@ -43,6 +49,7 @@ def main() -> None:
     """Measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=12_000, help="length of each run in training images")
+    parser.add_argument("--init_from", help="a finished run of the demo to start from, at a third of its learning rates")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0], help="a run of each recipe for each of them")
     parser.add_argument("--only", nargs="*", choices=list(RECIPES), help="recipes to run; the others stay as the result file has them")
     options = parser.parse_args()
@@ -55,19 +62,22 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind = re.sub(r"\W+", "-", describe(device).lower()).strip("-")
     file = ROOT / "benchmarks" / "results" / f"equivariance-{kind}.json"
-    before = json.loads(file.read_text())["recipes"] if file.exists() and options.only else {}
-    result: dict[str, Any] = {"device": describe(device), "versions": versions(), "images": options.images, "recipes": before}
+    part = "from_trained" if options.init_from else "recipes"
+    result: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    result |= {"device": describe(device), "versions": versions(), f"{part}_images": options.images}
+    recipes = result[part] = result.get(part, {}) if options.only else {}
+    start = ["--init_from", options.init_from, *GENTLY] if options.init_from else []
     file.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        for name in options.only or RECIPES:
-            result["recipes"][name] = {}
+        for name in options.only or SCRATCH:
+            recipes[name] = {}
             for seed in options.seeds:
                 folder, begun = Path(scratch) / f"{name} {seed}", time.monotonic()
-                argv = [*QUIET, *RECIPES[name], f"--train.images={options.images}", f"--train.seed={seed}", "--out", str(folder)]
+                argv = [*QUIET, *start, *RECIPES[name], f"--train.images={options.images}", f"--train.seed={seed}", "--out", str(folder)]
                 if code := train.main(argv):
                     raise SystemExit(code)
-                result["recipes"][name][f"seed {seed}"] = figures(folder, time.monotonic() - begun)
-                print(name, seed, result["recipes"][name][f"seed {seed}"], flush=True)
+                recipes[name][f"seed {seed}"] = figures(folder, time.monotonic() - begun)
+                print(name, seed, recipes[name][f"seed {seed}"], flush=True)
                 file.write_text(json.dumps(result, indent=1) + "\n")
     print(f"written to {file.relative_to(ROOT)}")
 

@@ -82,7 +82,7 @@ class DiffusionTask:
     def finish_gradients(self, images: int) -> dict[str, Tensor]:
         return {}
 
-    def update(self, means: dict[str, Tensor], images: int, found_inf: Tensor) -> None:
+    def update(self, means: dict[str, Tensor], images: int, found_inf: Tensor, lr_factor: float) -> None:
         pass
 
     def scalars(self, means: dict[str, float], images: int) -> dict[str, float]:

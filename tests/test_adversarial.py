@@ -10,6 +10,7 @@ from torch.nn.functional import relu
 
 from autoencoder.adversarial.game import Game
 from autoencoder.adversarial.gradients import attach
+from autoencoder.adversarial.losses import accuracy
 from autoencoder.adversarial.patchgan import PatchGAN
 from autoencoder.adversarial.start import Start
 from autoencoder.adversarial.weight import RunningWeight, adaptive_weight
@@ -53,7 +54,7 @@ def batch(images: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 def game(vae: Codec, batch_size: int = 4, **settings: Any) -> Game:
     config = AdversarialConfig(**{"name": "hinge", **AT_ONCE, **settings})
-    made = Game(config, layer=vae.conv_out.weight, shape=(3, 24, 24), batch_size=batch_size, seed=0, pace=lambda images: 1.0, device=CPU)
+    made = Game(config, layer=vae.conv_out.weight, shape=(3, 24, 24), batch_size=batch_size, seed=0, device=CPU)
     made.player.network.double()
     return made
 
@@ -118,7 +119,7 @@ def test_the_running_weight_is_the_same_however_a_step_is_split() -> None:
             ((terms.loss * weight).sum() / 6).backward()
         norm = made.finish_gradients(6)["discriminator_gradient_norm"]
         grads = gradients(vae) | {f"discriminator.{k}": v for k, v in gradients(made.player.network).items()}
-        made.update({"discriminator_accuracy": torch.tensor(0.5)}, 6, GOOD)
+        made.update({"discriminator_accuracy": torch.tensor(0.5)}, 6, GOOD, 1.0)
         found.append((norm.double(), made.running.value.double(), grads))
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-10, atol=0)
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-6, atol=0)
@@ -205,7 +206,7 @@ def test_twenty_steps_of_the_ldm_objective_are_those_of_its_written_out_loss() -
         made.finish_gradients(images)
         ours.step()
         ours.zero_grad()
-        made.update({name: value.mean() for name, value in terms.named.items()}, images, GOOD)
+        made.update({name: value.mean() for name, value in terms.named.items()}, images, GOOD, 1.0)
 
         their_posterior, reconstructions = theirs(pixels, noise)
         p_loss = lpips(pixels, reconstructions)[:, None, None, None]
@@ -302,7 +303,7 @@ def played(made: Game, vae: Codec, right: float, steps: int = 30) -> tuple[dict[
     terms = play(Objective(ObjectiveConfig(), None), vae, made, *batch())
     terms.loss.mean().backward()
     made.finish_gradients(4)
-    made.update({"discriminator_accuracy": torch.tensor(right)}, 4, GOOD)
+    made.update({"discriminator_accuracy": torch.tensor(right)}, 4, GOOD, 1.0)
     return {name: value - before[name] for name, value in made.player.network.state_dict().items()}, made.applied.item()
 
 
@@ -323,11 +324,13 @@ def test_a_non_finite_step_moves_neither_the_discriminator_nor_its_optimiser(fou
         state = {name: value.clone() for name, value in made.tensors().items()}
         play(Objective(ObjectiveConfig(), None), vae, made, *batch()).loss.mean().backward()
         made.finish_gradients(4)
-        made.update({"discriminator_accuracy": torch.tensor(0.5)}, 4, flag)
+        made.update({"discriminator_accuracy": torch.tensor(0.5)}, 4, flag, 1.0)
     after = {**made.player.network.state_dict(), **made.player.optimizer.tensors()}
     same = all(torch.equal(value, after[name]) for name, value in before.items())
     assert same == bool(found_inf)
-    assert all(torch.equal(value, made.tensors()[name]) for name, value in state.items()) == bool(found_inf)
+    moved = {name for name, value in made.tensors().items() if not torch.equal(value, state[name])}
+    # The weight that the last step had is shown, and no step follows from it.
+    assert bool(moved - {"applied"}) != bool(found_inf)
 
 
 @pytest.mark.parametrize(
@@ -345,3 +348,38 @@ def test_a_non_finite_step_moves_neither_the_discriminator_nor_its_optimiser(fou
 def test_settings_that_cannot_be_are_refused_by_name(settings: dict[str, Any], key: str) -> None:
     with pytest.raises(ConfigError, match=f"^{key}: "):
         AdversarialConfig(name="hinge", **settings)
+
+
+def test_patches_that_show_missing_pixels_have_no_part_in_the_accuracy() -> None:
+    real, fake = torch.full((2, 1, 4, 4), -1.0), torch.full((2, 1, 4, 4), 1.0)
+    real[:, :, :, 3], fake[:, :, :, 3] = 1.0, -1.0
+    valid = torch.zeros(2, 1, 32, 32, dtype=torch.bool)
+    valid[0, :, :, 24:] = True
+    # The discriminator is right of the one column of patches that it can judge; of an image without one, all count.
+    assert accuracy(real, fake, valid).tolist() == [1.0, 0.25]
+    assert accuracy(real, fake).tolist() == [0.25, 0.25]
+
+
+def test_a_probe_has_the_gradient_of_the_step_and_moves_nothing() -> None:
+    vae, objective = codec(), Objective(ObjectiveConfig(), None)
+    made = game(vae, weighting="fixed", weight=3.0)
+    pixels, noise = batch()
+    ones = torch.ones(4, dtype=torch.float64)
+    play(objective, vae, made, pixels, noise).loss.sum().backward()
+    step = gradients(vae)
+    before = {name: tensor.clone() for name, tensor in made.tensors().items()}
+    for held in (vae, made.player.network):
+        held.zero_grad(set_to_none=True)
+    posterior, decoded = vae(pixels, noise)
+    scale = torch.tensor(0.1, dtype=torch.float64)
+    terms = objective(pixels, posterior, decoded, scale=scale, kl_weight=0.5, opponent=made.opponent(ones, 4, probe=True))
+    parts = [
+        torch.autograd.grad(part.sum(), vae.conv_out.weight, retain_graph=True)[0] for name, part in terms.parts.items() if name != "kl"
+    ]
+    assert "adversarial" in terms.parts
+    terms.loss.sum().backward()
+    torch.testing.assert_close(gradients(vae), step)
+    torch.testing.assert_close(sum(parts), step["conv_out.weight"])
+    assert not gradients(made.player.network)
+    assert all(parameter.requires_grad for parameter in made.player.network.parameters())
+    assert all(torch.equal(value, made.tensors()[name]) for name, value in before.items())

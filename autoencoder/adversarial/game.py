@@ -33,7 +33,6 @@ class Game:
         layer: the decoder's last convolution's weight, whose gradients the adaptive weight compares.
         shape: (C, H, W) of the images.
         batch_size: images of an optimiser step.
-        pace: share of the peak learning rate after so many images.
         precision: the dtype that the discriminator computes in under autocast; None for that of its inputs.
     """
 
@@ -45,16 +44,15 @@ class Game:
         shape: tuple[int, int, int],
         batch_size: int,
         seed: int,
-        pace: Callable[[int], float],
         device: torch.device,
         precision: torch.dtype | None = None,
     ) -> None:
-        self.config, self.layer, self.batch_size, self.pace, self.precision = config, layer, batch_size, pace, precision
+        self.config, self.layer, self.batch_size, self.precision = config, layer, batch_size, precision
         self.player = Discriminator(config, channels=shape[0], seed=seed, device=device)
         self.start = Start(config, dims=shape[0] * shape[1] * shape[2], device=device)
         self.running = RunningWeight(count(config.memory_images, "memory_images"), device)
         self.applied = torch.zeros((), device=device)
-        """The adversarial weight of the last step that had one, ramp and gate included."""
+        """The adversarial weight of the last step that had one, ramp and gate included: shown, and what a probe has."""
         self._seen = 0
         self._played = False
         self._layer_gradients: Tensor | None = None
@@ -80,7 +78,11 @@ class Game:
         adversarial = generator_loss(self.config.name, fake)
         (against,) = torch.autograd.grad(adversarial.sum(), leaf, retain_graph=True)
         own = discriminator_loss(self.config.name, real, fake)
-        named = {"adversarial": adversarial, "discriminator_loss": own, "discriminator_accuracy": accuracy(real.detach(), fake.detach())}
+        named = {
+            "adversarial": adversarial,
+            "discriminator_loss": own,
+            "discriminator_accuracy": accuracy(real.detach(), fake.detach(), valid),
+        }
         # By the step, a ceiling as the last batch before a run was lengthened may have been short.
         if self.config.r1 > 0 and -(-self._seen // self.batch_size) % self.config.r1_every == 0:
             named["r1"] = r1_penalty(self.player.network, images)
@@ -144,14 +146,15 @@ class Game:
             self._layer_gradients = summed.pop() / images
         return {"discriminator_gradient_norm": self.player.finish(summed, images)}
 
-    def update(self, means: dict[str, Tensor], images: int, found_inf: Tensor) -> None:
+    def update(self, means: dict[str, Tensor], images: int, found_inf: Tensor, lr_factor: float) -> None:
         """Move the discriminator and all that follows the step's global means; not where `found_inf` is 1."""
         if self._played:
-            self.player.update(means["discriminator_accuracy"], images, found_inf, self.pace(self._seen))
+            self.player.update(means["discriminator_accuracy"], images, found_inf, lr_factor)
             if self._layer_gradients is not None:
                 self.running.update(adaptive_weight(self._layer_gradients, self.config.ratio_bound), images, found_inf)
         else:
-            self.start.update(means["nll_nats"], self._seen, images, found_inf)
+            # Values that are missing have no part in the NLL.
+            self.start.update(means["nll_nats"] / means.get("valid_share", 1), self._seen, images, found_inf)
         self._played, self._layer_gradients = False, None
 
     def scalars(self) -> dict[str, float]:
@@ -170,9 +173,11 @@ class Game:
         }
 
     def tensors(self) -> dict[str, Tensor]:
-        return {f"{name}.{key}": value for name, part in self._parts().items() for key, value in part.tensors().items()}
+        parts = {f"{name}.{key}": value for name, part in self._parts().items() for key, value in part.tensors().items()}
+        return {"applied": self.applied, **parts}
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        self.applied = tensors["applied"].to(self.applied.device)
         for name, part in self._parts().items():
             part.load_tensors({key.removeprefix(f"{name}."): v for key, v in tensors.items() if key.startswith(f"{name}.")})
 

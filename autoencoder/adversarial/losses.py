@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import relu, softplus
+from torch.nn.functional import adaptive_max_pool2d, relu, softplus
 
 
 def discriminator_loss(name: str, real: Tensor, fake: Tensor) -> Tensor:
@@ -21,9 +21,17 @@ def generator_loss(name: str, fake: Tensor) -> Tensor:
     return _patches(-fake if name == "hinge" else softplus(-fake))
 
 
-def accuracy(real: Tensor, fake: Tensor) -> Tensor:
-    """Share of patches, real and fake, on whose side of zero the logit lies, (B,); a logit of zero is neither."""
-    return 0.5 * (_patches((real > 0).to(real)) + _patches((fake < 0).to(fake)))
+def accuracy(real: Tensor, fake: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Share of patches, real and fake, on whose side of zero the logit lies, (B,); a logit of zero is neither.
+
+    Where pixels are missing, not `valid` (B, 1, H, W), both show the same: of an image that has patches without any, those alone count.
+    """
+    right = 0.5 * ((real > 0).to(real) + (fake < 0).to(fake))
+    if valid is None:
+        return _patches(right)
+    whole = (adaptive_max_pool2d((~valid).to(real), real.shape[-2:]) == 0).to(real)
+    counted = torch.where(whole.flatten(1).any(1).view(-1, 1, 1, 1), whole, 1.0)
+    return (right * counted).flatten(1).sum(1) / counted.flatten(1).sum(1)
 
 
 def r1_penalty(discriminator: nn.Module, images: Tensor) -> Tensor:

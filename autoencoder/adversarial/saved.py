@@ -6,6 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from autoencoder.adversarial.patchgan import PatchGAN
 from autoencoder.runtime.errors import UsageError, first_line
+from autoencoder.runtime.files import partial, put
 
 FILE = "discriminator.safetensors"
 """Its name in a run's folder, and in a checkpoint's."""
@@ -13,9 +14,8 @@ FILE = "discriminator.safetensors"
 
 def save_discriminator(network: PatchGAN, folder: Path) -> None:
     """Write its weights into a run's folder, in one move."""
-    beside = folder / f".{FILE}.partial"
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}, beside)
-    beside.rename(folder / FILE)
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}, partial(folder / FILE))
+    put(folder / FILE)
 
 
 def start_from(network: PatchGAN | None, path: str) -> str | None:
@@ -30,6 +30,9 @@ def start_from(network: PatchGAN | None, path: str) -> str | None:
     if network is None:
         return f"init_from: {path} has a discriminator, which this run has no use for (objective.adversarial.name is `none`)"
     try:
+        state = file.with_name("adversarial.safetensors")
+        if state.is_file() and not load_file(state)["accuracy.mass"]:
+            return f"init_from: the discriminator of {path} had not begun to train; it starts anew"
         found = load_file(file)
     except Exception as error:  # safetensors raises several kinds, each a damaged or foreign file
         raise UsageError(f"{file}: cannot be read: {first_line(error)}; remove it to start the discriminator anew") from error

@@ -9,12 +9,12 @@ import sys
 from argparse import SUPPRESS, ArgumentError
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from autoencoder.runtime.command_line import CommandLine
-from autoencoder.runtime.config_file import plain, shipped_configs, to_yaml
+from autoencoder.runtime.config_file import closest, plain, shipped_configs, to_yaml
 from autoencoder.runtime.errors import ConfigError, TrainingError, UsageError
 from autoencoder.runtime.settings import admits, arguments, groups, required, words
 
@@ -129,7 +129,9 @@ def _typed(parser: ArgumentParser, line: CommandLine) -> Namespace:
 def _wrong_type(line: CommandLine, key: str) -> ConfigError:
     value, annotation = line.given[key], line.types[key]
     quoted = " (in quotes)" if admits(annotation, str) and isinstance(value, (int, float)) else ""
-    return line.located(ConfigError(key, value, f"give {words(annotation)}{quoted}"))
+    meant = closest(str(value), map(str, get_args(annotation))) if get_origin(annotation) is Literal else []
+    hint = f" (closest: {meant[0]})" if meant else ""
+    return line.located(ConfigError(key, value, f"give {words(annotation)}{quoted}{hint}"))
 
 
 def _missing(parser: ArgumentParser, key: str, positional: str | None) -> str:

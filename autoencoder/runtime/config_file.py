@@ -93,7 +93,8 @@ def dotted(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def closest(given: str, known: Iterable[str]) -> list[str]:
     """Up to three of the dotted names in `known` that `given` may have meant, best first."""
     names = list(known)
-    wanted = given.replace("-", "_")
+    # Settings have underscores where a name may have hyphens.
+    wanted = given if any("-" in name for name in names) else given.replace("-", "_")
     group, _, last = wanted.rpartition(".")
     ends = difflib.get_close_matches(last, {name.rpartition(".")[2] for name in names}, cutoff=0.75)
     sure = [name for name in names if name.rpartition(".")[2] == last or name.startswith(wanted)]

@@ -163,7 +163,7 @@ def preflight(config: Any, train: Callable[[Any, RunFolder | None], int]) -> int
             config,
             out=str(scratch),
             train=dataclasses.replace(config.train, images=min(total, 3 * config.train.batch_size)),
-            log=dataclasses.replace(config.log, every_images=config.train.batch_size, trackers=[]),
+            log=dataclasses.replace(config.log, every_images=config.train.batch_size, trackers=[], gradient_norms=False),
         )
         run = RunFolder.open(scratch, short, resume="auto") if accelerator.is_main_process else None
         try:

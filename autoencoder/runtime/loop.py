@@ -75,8 +75,9 @@ class Task(Protocol[M]):
         """Finish the gradients of parameters that the loop does not optimise, over the global `images` of the step; returns global figures
         to log, whose non-finite values void the step. Every process calls it."""
 
-    def update(self, means: dict[str, Tensor], images: int, found_inf: Tensor) -> None:
-        """Move controllers, once an optimiser step, by the global means over its `images`; not where `found_inf` is 1."""
+    def update(self, means: dict[str, Tensor], images: int, found_inf: Tensor, lr_factor: float) -> None:
+        """Move controllers, once an optimiser step, by the global means over its `images`; not where `found_inf` is 1. `lr_factor` is the
+        share of the peak learning rates that the step had."""
 
     def scalars(self, means: dict[str, float], images: int) -> dict[str, float]:
         """What a log line shows beside the means."""
@@ -201,6 +202,7 @@ class Trainer(Generic[M]):
         # Data-parallel wrappers average gradients over processes; the loss is the mean over the global batch.
         scale = self.accelerator.num_processes / images * self.loss_scale.value
         sums: dict[str, Tensor] = {}
+        weights = torch.zeros((), device=self.accelerator.device)
         logged: list[str] = []
         for i, batch in enumerate(batches):
             batch = batch.to(self.accelerator.device)
@@ -209,11 +211,12 @@ class Trainer(Generic[M]):
                 with self.accelerator.autocast():
                     terms = self.task.losses(self.prepared, batch, self.progress.images)
                 ((terms.loss * batch.weight).sum() * scale).backward()
+            weights += batch.weight.sum()
             logged = ["loss", *terms.named]
             for name, value in {"loss": terms.loss.detach(), **terms.named, **terms.statistics}.items():
                 part = (value * batch.weight.view(-1, *[1] * (value.ndim - 1))).sum(0)
                 sums[name] = sums[name] + part if name in sums else part
-        means = self._global_means(sums, images)
+        means = self._global_means(sums, weights)
         beside = self.task.finish_gradients(images)
         means |= beside
         parameters = self.optimizers.parameters()
@@ -227,20 +230,22 @@ class Trainer(Generic[M]):
         found_inf = self.meters.add({name: means[name] for name in (*logged, *beside, "gradient_norm")}, images)
         self.recovery.note(step, found_inf)
 
-        self.optimizers.step(self._learning_rate_factor(), found_inf)
+        factor = self._learning_rate_factor()
+        self.optimizers.step(factor, found_inf)
         self.optimizers.zero_grad()
         self.loss_scale.update(found_inf)
         self.progress = Progress(step + 1, step * self.train.batch_size + images)
         if self.ema is not None:
             self.ema.update(self.progress.images, images, found_inf)
-        self.task.update(means, images, found_inf)
+        self.task.update(means, images, found_inf, factor)
 
-    def _global_means(self, sums: dict[str, Tensor], images: int) -> dict[str, Tensor]:
-        """Sums of any shapes to means over all processes' images, in one exchange."""
-        flat = torch.cat([value.flatten() for value in sums.values()])
+    def _global_means(self, sums: dict[str, Tensor], weights: Tensor) -> dict[str, Tensor]:
+        """Sums of any shapes to means over all processes' images of weight 1, whose number here is `weights`, in one exchange."""
+        flat = torch.cat([*(value.flatten() for value in sums.values()), weights.view(1)])
         if self.accelerator.num_processes > 1:
             torch.distributed.all_reduce(flat)
-        parts = (flat / images).split([value.numel() for value in sums.values()])
+        # An image of weight 0, such as a crop whose every pixel is missing, has no part in a mean.
+        parts = (flat[:-1] / flat[-1].clamp(min=1)).split([value.numel() for value in sums.values()])
         return {name: part.view_as(sums[name]) for name, part in zip(sums, parts, strict=True)}
 
     def _images_of(self, step: int) -> int:

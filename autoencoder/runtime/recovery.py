@@ -80,16 +80,17 @@ class Recovery:
         step = self._bad_steps.last()
         if step is None:
             return ""
-        culprits = [self.find(step)]
+        own = self.find(step)
+        culprits = [own]
         if self.accelerator.num_processes > 1:
             culprits = [None] * self.accelerator.num_processes
-            torch.distributed.all_gather_object(culprits, self.find(step))
+            torch.distributed.all_gather_object(culprits, own)
         first = next((culprit for culprit in culprits if culprit is not None), None)
         if first is not None:
             return f", in step {step + 1} {first}"
         moved = now - 1 - step
         later = f", {moved} step{'s' if moved > 1 else ''} later" if moved else ""
-        return f", the last of them step {step + 1}, which is finite with the weights of now{later}"
+        return f", the last of them step {step + 1}, whose passes through the network are finite with the weights of now{later}"
 
     def _go_back(self, nonfinite: list[str], step: int, found: str) -> Path:
         chosen: list[Path | None] = [None]
