@@ -226,5 +226,7 @@ def _gather(
         for part in parts:
             statistics.merge(part[3])
     if not ids:
+        if not bad:
+            raise UsageError("every pixel of the images to measure on is missing; give others, or mend data.nodata if that is not so")
         raise UsageError(f"none of the images to measure on can be read: {'; '.join(f'{k}: {v}' for k, v in list(bad.items())[:3])}")
     return Evaluation(values, photos, ids, statistics, None, bad, recipe.eight_bit)

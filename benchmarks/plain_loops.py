@@ -20,9 +20,14 @@ from autoencoder.model import AutoencoderKL
 Photos = list[np.ndarray]
 
 
-def read(folder: Path) -> Photos:
-    """All photos of a folder, (H, W, 3) uint8."""
-    return [np.asarray(Image.open(file).convert("RGB")) for file in sorted(folder.iterdir())]
+def read(folder: Path, side: int) -> Photos:
+    """All photos of a folder, (H, W, 3) uint8, those with a side below `side` enlarged."""
+    photos = []
+    for file in sorted(folder.iterdir()):
+        photo = Image.open(file).convert("RGB")
+        scale = max(1.0, side / min(photo.size))
+        photos.append(np.asarray(photo.resize([max(side, round(length * scale)) for length in photo.size]) if scale > 1 else photo))
+    return photos
 
 
 def crops(photos: Photos, batch: int, side: int, rng: np.random.Generator) -> Tensor:

@@ -58,7 +58,7 @@ def loop(method: str, folder: Path, options: argparse.Namespace, *, weight: floa
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     vae = build(ModelConfig(preset="tiny", block_out_channels=WIDTHS), channels=3, resolution=SIDE)
-    photos = plain_loops.read(Path(options.train))
+    photos = plain_loops.read(Path(options.train), SIDE)
     vae, cost = plain_loops.train(
         vae, photos, strong=method == "strong", lr=lr, kl_weight=weight, steps=steps, batch=BATCH, side=SIDE, seed=seed
     )

@@ -246,3 +246,17 @@ def test_four_channels_keep_their_opacity(tmp_path: Path) -> None:
 def test_pictures_do_not_replace_the_images(run: Path, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert reconstruct.main(["--model", str(run), "--input", str(source), "--out", str(source)]) == 2
     assert "the images themselves are there" in capsys.readouterr().err
+
+
+def test_crops_without_a_pixel_have_no_part_in_any_mean(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "scenes").mkdir()
+    for number in range(8):
+        # Of scenes whose number three divides a single pixel is missing.
+        pixels = scene(3 * number) if number % 2 else np.full((24, 24, 5), NODATA, np.uint16)
+        tifffile.imwrite(tmp_path / "scenes" / f"{number}.tif", pixels, photometric="minisblack", planarconfig="contig")
+    images = [f"--data.source={tmp_path / 'scenes'}", f"--data.validation_source={source}"]
+    assert train.main([*SMALL, *OPTIONS, *images, "--train.images=16", "--out", str(tmp_path / "run")]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    shares = [line["valid_share"] for line in lines if line["phase"] == "train"]
+    assert shares
+    assert all(share > 0.99 for share in shares)

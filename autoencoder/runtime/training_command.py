@@ -23,8 +23,9 @@ def start(config: Any, stage: str) -> int:
 
 
 def _leave_processes() -> None:
-    """Part from the other processes: threads of a group that still stands can abort an interpreter on its way out."""
+    """Part from the other processes when all are done: threads of a group that still stands can abort an interpreter on its way out."""
     import torch
 
     if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
         torch.distributed.destroy_process_group()
