@@ -9,17 +9,16 @@ the line between its two points, at the KL in the middle of the range that all m
 import argparse
 import json
 import math
-import os
 import re
-import resource
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from cifar10 import command  # noqa: E402
 
 WIDTHS, SIDE, BATCH = (32, 64, 128), 64, 16
 CROPS = 3
@@ -36,15 +35,6 @@ KL_WEIGHTS = {"plain": (0.03, 0.1), "strong": (0.03, 0.1), "ours": (0.6, 2.0)}
 LEARNING_RATES = {"plain": 1e-4, "strong": 1e-3}
 TIMED = 12
 """Steps that a step's cost is measured over."""
-
-
-def command(*argv: str) -> float:
-    """Run a firststage command on one thread; its CPU seconds. Ends the benchmark where it fails."""
-    code = "import sys; from diffusion.command import main; sys.exit(main(sys.argv[1:]))"
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-c", code, *argv], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def loop(method: str, folder: Path, options: argparse.Namespace, *, weight: float, seed: int, steps: int, lr: float) -> float:
