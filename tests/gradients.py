@@ -55,7 +55,11 @@ def main(processes: int, out: Path, argv: list[str]) -> int:
         return code
 
     launch.launch = recorded  # type: ignore[assignment]
-    return command.main(argv)
+    code = command.main(argv)
+    # Where the system tells: a thread of the group that outlives the command can abort the process on its way out.
+    threads = [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]
+    assert not [name for name in threads if "gloo" in name], f"threads of the group are left: {threads}"
+    return code
 
 
 if __name__ == "__main__":

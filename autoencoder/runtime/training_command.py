@@ -1,5 +1,6 @@
 """What the training commands of both stages do after their checks. Torch-free until they start."""
 
+import gc
 import importlib
 from typing import Any
 
@@ -23,9 +24,14 @@ def start(config: Any, stage: str) -> int:
 
 
 def _leave_processes() -> None:
-    """Part from the other processes when all are done: threads of a group that still stands can abort an interpreter on its way out."""
+    """Part from the other processes when all are done, and end the group's threads.
+
+    A thread of the group that lets go of a tensor while the interpreter shuts down aborts the process. The group ends them once nothing
+    holds it: what training left in reference cycles (the wrapped network, its reducer) has to go first.
+    """
     import torch
 
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
+        gc.collect()
         torch.distributed.destroy_process_group()
