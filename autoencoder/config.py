@@ -79,10 +79,5 @@ class TrainAutoencoderConfig:
             least = adversarial.smallest_side
             remedy = f"give at least {least} pixels, or fewer objective.adversarial.layers: {adversarial.layers} of them leave no patch"
             require(self.data.resolution >= least, "data.resolution", self.data.resolution, remedy)
-            remedy = (
-                f"objective.adversarial.weighting={adversarial.weighting} takes a gradient at the last layer alone, where a compiled "
-                "backward pass runs as a whole: give false, or objective.adversarial.weighting=fixed"
-            )
-            require(not self.train.compile or adversarial.weighting == "fixed", "train.compile", self.train.compile, remedy)
             remedy = "the discriminator's gradients have no loss scale: give bf16 or fp32"
             require(self.train.precision != "fp16", "train.precision", self.train.precision, remedy)

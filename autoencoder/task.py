@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from autoencoder import evaluation
 from autoencoder.adversarial.game import Game
+from autoencoder.adversarial.gradients import leave_uncompiled
 from autoencoder.alarms import Subject
 from autoencoder.beta import effective_beta
 from autoencoder.config import TrainAutoencoderConfig
@@ -101,6 +102,8 @@ class AutoencoderTask:
                 f"objective.adversarial.weighting: got 'step', but a step has {steps.microbatches(0)} microbatches here and its ratio is "
                 f"known after the last; give `running`, or leave out train.microbatch={train.microbatch}"
             )
+        if train.compile and adversarial.weighting != "fixed":
+            leave_uncompiled(self.module.vae.decoder.conv_out)
         return Game(
             adversarial,
             layer=self.module.vae.decoder.conv_out.weight,

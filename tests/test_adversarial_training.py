@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from autoencoder import evaluate, finish, train
+from autoencoder.adversarial.gradients import layer_gradient
 from autoencoder.adversarial.patchgan import PatchGAN
 from autoencoder.adversarial.saved import FILE
 from autoencoder.model import Autoencoder
@@ -183,7 +185,6 @@ def test_the_objective_of_a_run_says_when_the_discriminator_began(unbroken: Path
     [
         (["--objective.adversarial.layers=3"], "data.resolution: got 16; give at least 24 pixels, or fewer objective.adversarial.layers"),
         (["--train.precision=fp16"], "train.precision: got 'fp16'"),
-        (["--train.compile=true"], "train.compile: got True; objective.adversarial.weighting=running takes a gradient at the last layer"),
         (["--objective.adversarial.weighting=step", "--train.microbatch=4"], "a step has 2 microbatches here"),
         (["--experimental.iwae_samples=2"], "objective.adversarial.name: got 'hinge'"),
         (["--objective.adversarial.start=soon"], "objective.adversarial.start: got 'soon'; give images seen, such as 50k, or `plateau`"),
@@ -206,6 +207,43 @@ def test_evaluation_refuses_crops_on_which_lpips_has_no_features(
     for extra in (["--data.resolution=16"], []):
         assert evaluate.main([*argv, *extra]) == 2
         assert "data.resolution: got 16; LPIPS with alex needs at least 31 pixels" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("extra", [[], ["--train.precision=bf16", "--train.microbatch=4"]])
+def test_the_adaptive_weight_of_a_compiled_network_is_the_plain_ones_and_costs_one_layers_backward_pass(
+    extra: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    # All that compiling does to the graphs, their cut at the last layer among it, but for the minute that making kernels takes.
+    compiled, convolutions, visited = torch.compile, [0], []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        convolutions[0] += sum("conv2d" in str(node.target) for node in graph.graph.nodes)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    class Backward(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+            visited[-1] += function is torch.ops.aten.convolution_backward.default
+            return function(*arguments, **(keywords or {}))
+
+    def counted(*arguments: Tensor) -> Tensor:
+        visited.append(0)
+        with Backward():
+            return layer_gradient(*arguments)
+
+    monkeypatch.setattr(torch, "compile", lambda module: compiled(module, backend=backend))
+    monkeypatch.setattr("autoencoder.adversarial.game.layer_gradient", counted)
+    argv = [*SHORT, *extra, *(f"--objective.adversarial.{setting}" for setting in ("start=0", "warmup_images=8", "ramp_images=0"))]
+    for name in ("plain", "compiled"):
+        assert train.main([*argv, f"--train.compile={str(name == 'compiled').lower()}", "--out", str(tmp_path / name)]) == 0
+    assert convolutions[0] > 10
+    assert set(visited) == {1}
+    for one, other in zip(lines(tmp_path / "plain"), lines(tmp_path / "compiled"), strict=True):
+        assert one.keys() == other.keys()
+        for key in {"loss", "nll_nats", "adversarial", "adversarial_weight", "discriminator_loss", "gradient_norm"} & one.keys():
+            assert other[key] == pytest.approx(one[key], rel=0.02 if extra else 1e-3), key
+    torch._dynamo.reset()
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Gradients taken once and used twice: to the reconstruction, and from there to one layer or through the whole network."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,6 +33,21 @@ def layer_gradient(output: Tensor, weight: nn.Parameter, gradient: Tensor) -> Te
     """The gradient to one layer's `weight` from that to its `output`: autograd visits what lies between the two and no more."""
     (found,) = torch.autograd.grad(output, weight, grad_outputs=gradient, retain_graph=True)
     return found
+
+
+def leave_uncompiled(layer: nn.Conv2d) -> None:
+    """Keep `layer` out of every graph that `torch.compile` makes, so that `layer_gradient` can stop there; what is before it and after it
+    is compiled. Copies of the layer keep it so."""
+    layer.__class__ = _uncompiled_convolution()
+
+
+@functools.cache
+def _uncompiled_convolution() -> type[nn.Conv2d]:
+    # Made on demand: the decorator imports the compiler.
+    class UncompiledConv2d(nn.Conv2d):
+        forward = torch.compiler.disable(nn.Conv2d.forward)
+
+    return UncompiledConv2d
 
 
 def summed_over_processes(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import os
+import re
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -61,8 +63,14 @@ Build = Callable[[Accelerator, Path, bool], Stage[M]]
 """Builds a stage for these processes in this folder; the flag says whether the run starts from its first step."""
 
 
+UNHELPFUL = ("`broadcast_buffers` is deprecated", "Dynamo detected a call to a `functools.lru_cache`")
+"""How warnings begin that libraries give each other, and that a user can do nothing about."""
+
+
 def build_accelerator(train: TrainConfig) -> Accelerator:
     """Processes, device and precision."""
+    for beginning in UNHELPFUL:
+        warnings.filterwarnings("ignore", message=re.escape(beginning))
     if train.deterministic:
         # cuBLAS is deterministic only with a fixed workspace, to be set before it starts.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
