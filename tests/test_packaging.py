@@ -27,6 +27,19 @@ def imported(file: Path) -> Iterator[str]:
             yield node.module or "" if node.level == 0 else ".relative"
 
 
+def test_the_tests_that_docs_name_exist() -> None:
+    named = {name for page in (ROOT / "docs").glob("*.md") for name in re.findall(r"(test_\w+\.py)::(test_\w+)", page.read_text())}
+    assert named
+    missing = [name for name in named if f"def {name[1]}(" not in (ROOT / "tests" / name[0]).read_text()]
+    assert not missing
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
 @pytest.mark.parametrize(("room", "forbidden"), [("autoencoder", {"diffusion", "scripts"}), ("diffusion", {"scripts"})])
 def test_layers_point_one_way(room: str, forbidden: set[str]) -> None:
     files = list((ROOT / room).rglob("*.py"))
