@@ -3,7 +3,8 @@
 The CPU seconds of a step are measured first, one method after the other on one thread; each then trains for as many steps as `--minutes`
 of one thread buy it (twenty minutes of two threads are forty of one). Every method has two KL weights; figures at equal KL are on
 the line between its two points, at the KL in the middle of the range that all methods reach. All are exported and measured by
-`evaluate_autoencoder`. Writes benchmarks/results/recipe-<device>.json after each run; runs that are in it are not made again.
+`evaluate_autoencoder`. `--ladder` compares `photos-64` with itself less one ingredient, by shorter runs. Writes
+benchmarks/results/recipe-<device>.json after each run; runs that are in it are not made again.
 """
 
 import argparse
@@ -23,13 +24,17 @@ from cifar10 import command  # noqa: E402
 WIDTHS, SIDE, BATCH = (32, 64, 128), 64, 16
 CROPS = 3
 """A grid of 3 x 3 crops of each validation photo is measured."""
-OURS = [
-    "--model.preset=tiny", f"--model.block_out_channels=[{','.join(map(str, WIDTHS))}]", f"--data.resolution={SIDE}", "--data.flip=true",
-    f"--data.validation_grid={CROPS}", f"--train.batch_size={BATCH}", "--optimizer.name=muon", "--optimizer.lr=3e-3",
-    "--train.ema_halflife_images=2k", "--objective.likelihood.name=laplace",
-]  # fmt: skip
-LADDER: dict[str, list[str]] = {"ours": []}
-"""What each further run of ours sets."""
+OURS = ["--config=photos-64"]
+LADDER: dict[str, list[str]] = {
+    "ours": [],
+    "AdamW for Muon": ["--optimizer.name=adamw", "--optimizer.lr=1e-3"],
+    "a constant learning rate": ["--optimizer.schedule=constant"],
+    "no moving average": ["--train.ema_halflife_images=null"],
+    "a fixed scale": ["--objective.likelihood.scale=fixed", "--objective.likelihood.value=0.05"],
+    "fp32": ["--train.precision=fp32"],
+    "SSIM beside": ["--objective.perceptual.name=ssim", "--objective.perceptual.weight=0.05"],
+}
+"""What each rung sets away from the preset."""
 KL_WEIGHTS = {"plain": (0.03, 0.1), "strong": (0.03, 0.1), "ours": (0.6, 2.0)}
 """Two a method: of the KL beside sum |e| for the loops, beta for ours."""
 LEARNING_RATES = {"plain": 1e-4, "strong": 1e-3}
@@ -61,7 +66,7 @@ def ours(folder: Path, options: argparse.Namespace, *argv: str, weight: float, s
     data = [f"--data.source={options.train}", f"--data.validation_source={options.validation}", "--data.workers=0"]
     every = f"--log.every_images={max(BATCH, steps * BATCH // 20)}"
     quiet = ["--log.trackers=[]", "--log.progress=false", "--log.validate_every_images=10M", every]
-    told = [f"--objective.kl.weight={weight}", f"--train.seed={seed}", f"--train.images={steps * BATCH}"]
+    told = [f"--train.batch_size={BATCH}", f"--objective.kl.weight={weight}", f"--train.seed={seed}", f"--train.images={steps * BATCH}"]
     command("train_autoencoder", *OURS, *data, *quiet, *told, *argv, "--out", str(folder))
     rates = [json.loads(line).get("images_per_second") for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return BATCH / statistics.median(rate for rate in rates if rate)
@@ -85,12 +90,11 @@ def figures(folder: Path, options: argparse.Namespace) -> dict[str, float]:
 
 def at_equal_kl(runs: dict[str, Any]) -> dict[str, Any]:
     """PSNR and SSIM of each method at one KL, mean and standard deviation over seeds; empty until all have both points."""
-    lines: dict[str, list[list[dict[str, float]]]] = {}
+    lines: dict[str, dict[str, list[dict[str, float]]]] = {}
     for name, run in runs.items():
         method, seed, _ = name.rsplit(" ", 2)
-        lines.setdefault(method, []).append([]) if int(seed) >= len(lines.get(method, [])) else None
-        lines[method][int(seed)].append(run)
-    pairs = [sorted(pair, key=lambda run: run["kl_nats"]) for method in lines for pair in lines[method] if len(pair) == 2]
+        lines.setdefault(method, {}).setdefault(seed, []).append(run)
+    pairs = [sorted(pair, key=lambda run: run["kl_nats"]) for seeds in lines.values() for pair in seeds.values() if len(pair) == 2]
     if not pairs:
         return {}
     low, high = max(pair[0]["kl_nats"] for pair in pairs), min(pair[1]["kl_nats"] for pair in pairs)
@@ -99,7 +103,7 @@ def at_equal_kl(runs: dict[str, Any]) -> dict[str, Any]:
     told: dict[str, Any] = {"kl_nats": round(kl, 1), "common_range": [round(low, 1), round(high, 1)]}
     for method, seeds in lines.items():
         values: dict[str, list[float]] = {"psnr_db": [], "ssim": []}
-        for pair in seeds:
+        for pair in seeds.values():
             if len(pair) == 2:
                 one, two = sorted(pair, key=lambda run: run["kl_nats"])
                 share = math.log(kl / one["kl_nats"]) / math.log(two["kl_nats"] / one["kl_nats"])
@@ -120,9 +124,10 @@ def main() -> None:
     parser.add_argument("--train", help="folder of training photos")
     parser.add_argument("--validation", help="folder of validation photos")
     parser.add_argument("--runs", type=Path, help="folder for the runs")
-    parser.add_argument("--minutes", type=float, default=40, help="minutes of one thread that each run gets")
+    parser.add_argument("--minutes", type=float, help="minutes of one thread that each run gets (40)")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--only", nargs="*", choices=[*LEARNING_RATES, *LADDER], help="methods to run")
+    parser.add_argument("--ladder", action="store_true", help="run the ladder, of which --minutes is 10 unless given")
+    parser.add_argument("--only", nargs="*", choices=[*LEARNING_RATES, *LADDER], help="methods or rungs to run")
     parser.add_argument("--tune", type=float, nargs="*", help="learning rates of `strong` to try at its first KL weight, and stop")
     options = parser.parse_args()
     if not (options.train and options.validation and options.runs):
@@ -137,11 +142,11 @@ def main() -> None:
     device = f"{describe(torch.device('cpu')).split(',')[0]}, 1 thread"
     file = ROOT / "benchmarks" / "results" / f"recipe-{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}.json"
     result: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"device": device, "versions": versions()}
-    for key in ("cpu_seconds_a_step", "runs", "tuning"):
+    for key in ("cpu_seconds_a_step", "runs", "ladder", "tuning"):
         result.setdefault(key, {})
 
     def write() -> None:
-        result["at_equal_kl"] = at_equal_kl(result["runs"])
+        result["at_equal_kl"] = {part: at_equal_kl(result[part]) for part in ("runs", "ladder")}
         file.write_text(json.dumps(result, indent=1) + "\n")
 
     def steps_of(method: str, minutes: float) -> int:
@@ -149,24 +154,26 @@ def main() -> None:
             result["cpu_seconds_a_step"][method] = round(cost(method, options.runs / f"cost-{method}", options), 4)
         return round(minutes * 60 / float(result["cpu_seconds_a_step"][method]))
 
+    minutes = options.minutes or (10 if options.ladder else 40)
     for lr in options.tune or []:
-        folder, steps = options.runs / f"tune-{lr:g}", steps_of("strong", options.minutes)
+        folder, steps = options.runs / f"tune-{lr:g}", steps_of("strong", minutes)
         loop("strong", folder, options, weight=KL_WEIGHTS["strong"][0], seed=0, steps=steps, lr=lr)
-        result["tuning"][f"{lr:g} for {options.minutes:g} minutes"] = figures(folder, options)
+        result["tuning"][f"{lr:g} for {minutes:g} minutes"] = figures(folder, options)
         write()
+    part = result["ladder" if options.ladder else "runs"]
     for seed in [] if options.tune else options.seeds:
-        for method in options.only or [*LEARNING_RATES, *LADDER]:
+        for method in options.only or (LADDER if options.ladder else [*LEARNING_RATES, "ours"]):
             for weight in KL_WEIGHTS.get(method, KL_WEIGHTS["ours"]):
-                name, steps = f"{method} {seed} {weight:g}", steps_of(method, options.minutes)
-                if name in result["runs"]:
+                name, steps = f"{method} {seed} {weight:g}", steps_of(method, minutes)
+                if name in part:
                     continue
                 folder = options.runs / name.replace(" ", "-")
                 if method in LEARNING_RATES:
                     loop(method, folder, options, weight=weight, seed=seed, steps=steps, lr=LEARNING_RATES[method])
                 else:
                     ours(folder, options, *LADDER[method], weight=weight, seed=seed, steps=steps)
-                result["runs"][name] = {"steps": steps, **figures(folder, options)}
-                print(name, result["runs"][name], flush=True)
+                part[name] = {"steps": steps, **figures(folder, options)}
+                print(name, part[name], flush=True)
                 write()
     print(f"written to {file.relative_to(ROOT)}")
 
