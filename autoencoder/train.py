@@ -5,11 +5,12 @@ from autoencoder.data.paths import check_source
 from autoencoder.lpips_weights import lpips_weights_path
 from autoencoder.model_path import check_model, checkpoint_weights
 from autoencoder.runtime import cli
+from autoencoder.runtime.own_class import find_class
 from autoencoder.runtime.training_command import start
 
 
 def check(config: TrainAutoencoderConfig) -> None:
-    """Refuse what can be refused without torch: missing paths and weights."""
+    """Refuse what can be refused before torch is imported: missing paths, weights and classes of the user's own (which import it)."""
     check_source(config.data.source, "data.source")
     if config.data.validation_source is not None:
         check_source(config.data.validation_source, "data.validation_source")
@@ -20,6 +21,8 @@ def check(config: TrainAutoencoderConfig) -> None:
     perceptual = config.objective.perceptual
     if perceptual.name == "lpips":
         lpips_weights_path(perceptual.net, perceptual.weights)
+    if perceptual.own.given:
+        find_class(perceptual.own, "objective.perceptual.own")
 
 
 def main(argv: list[str] | None = None) -> int:
