@@ -225,9 +225,11 @@ def _adversarial(config: AdversarialConfig, began: int | None) -> dict[str, Any]
     waits = began is None and config.start == PLATEAU
     start = "once the NLL has stopped falling" if waits else f"from {count(config.start, 'start') if began is None else began:,} images on"
     warmup, ramp = (count(getattr(config, key), key) for key in ("warmup_images", "ramp_images"))
-    words = f"{config.name}, weight {config.weight:g} ({weighting}), {start}"
+    by = f" by {config.own}" if config.own.given else ""
+    words = f"{config.name}{by}, weight {config.weight:g} ({weighting}), {start}"
     words += f"; the decoder hears it {warmup:,} images later, in full after {ramp:,} more" if warmup or ramp else ""
-    return {"name": config.name, "weight": config.weight, "weighting": config.weighting, "began": began, "words": words}
+    told = {"name": config.name, "weight": config.weight, "weighting": config.weighting, "began": began, "words": words}
+    return {**told, "own": config.own.to_json()} if config.own.given else told
 
 
 def _likelihood_words(config: ObjectiveConfig) -> str:

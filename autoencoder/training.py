@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from autoencoder import artifact, finetuning, model
+from autoencoder.adversarial import network
 from autoencoder.adversarial import saved as discriminators
 from autoencoder.config import TrainAutoencoderConfig
 from autoencoder.data.sources import open_train_and_validation
@@ -59,6 +60,8 @@ def train(config: TrainAutoencoderConfig, run: RunFolder | None, *, trainer_opti
         notes: list[str | None] = []
         if starts and config.init_from is not None:
             notes.append(discriminators.start_from(None if task.game is None else task.game.player.network, config.init_from))
+        if task.game is not None and config.objective.adversarial.own.given:
+            notes.append(network.described(config.objective.adversarial, task.game.player.network))
         if isinstance(task.objective.perceptual, LPIPSDistance | OwnDistance):
             notes.append(task.objective.perceptual.described())
         said = introduction(config, task.latent_shape, len(train_source), train_source.name, len(validation_source))

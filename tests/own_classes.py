@@ -71,3 +71,88 @@ class Lazy(nn.Module):
 
 class Constant:
     """No module."""
+
+
+class Critic(nn.Module):
+    """A small discriminator; `norm` puts one of the layers that there are between its convolutions."""
+
+    def __init__(self, channels: int, width: int = 8, norm: str = "group") -> None:
+        super().__init__()
+        first, last = nn.Conv2d(channels, width, 4, stride=2, padding=1), nn.Conv2d(width, 1, 3, padding=1)
+        if norm == "spectral":
+            first = nn.utils.parametrizations.spectral_norm(first)
+        if norm == "hook":
+            first = nn.utils.spectral_norm(first)
+        kinds = {"group": nn.GroupNorm(2, width), "batch": nn.BatchNorm2d(width), "sync": nn.SyncBatchNorm(width), "drop": nn.Dropout(0.5)}
+        between = kinds.get(norm, nn.Identity())
+        self.body = nn.Sequential(first, between, nn.LeakyReLU(0.2), last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.body(images)
+
+
+class FaultyCritic(nn.Module):
+    """A discriminator with one fault."""
+
+    def __init__(self, channels: int, fault: str) -> None:
+        super().__init__()
+        self.fault = fault
+        self.layer = nn.Conv2d(channels, 1, 3, padding=1)
+        self.register_buffer("passes", torch.zeros(()))
+        if fault == "unused":
+            self.spare = nn.Conv2d(channels, 1, 1)
+        if fault == "tied":
+            self.again = self.layer
+        if fault == "frozen":
+            self.requires_grad_(False)
+
+    def get_extra_state(self) -> object:
+        return "text" if self.fault == "extra" else torch.zeros(1)
+
+    def set_extra_state(self, state: object) -> None:
+        pass
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.layer(images)
+        match self.fault:
+            case "score":
+                return logits.mean((1, 2, 3))
+            case "channels":
+                return images
+            case "cut":
+                return logits.detach()
+            case "infinite":
+                return logits / 0
+            case "coupled":
+                return logits - logits.mean()
+            case "counts":
+                self.passes += 1
+            case "once":
+                return Once.apply(logits)
+        return logits
+
+
+class Once(torch.autograd.Function):
+    """The identity, as fused kernels often are: with a first derivative alone."""
+
+    @staticmethod
+    def forward(ctx: object, values: Tensor) -> Tensor:
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: object, upstream: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            raise RuntimeError("no second derivative")
+        return upstream.clone()
+
+
+class OnFrozenFeatures(nn.Module):
+    """A discriminator whose first layer is fixed, as that of one on another network's features."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(channels, 6, 3, stride=2, padding=1).requires_grad_(False)
+        self.head = nn.Conv2d(6, 1, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.features(images).relu())
