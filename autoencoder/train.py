@@ -11,7 +11,12 @@ from autoencoder.runtime.training_command import start
 
 def check(config: TrainAutoencoderConfig) -> None:
     """Refuse what can be refused before torch is imported: missing paths, weights and classes of the user's own (which import it)."""
-    check_source(config.data.source, "data.source")
+    if config.data.own.given:
+        find_class(config.data.own, "data.own")
+    else:
+        check_source(config.data.source, "data.source")
+    if config.data.validation_own.given:
+        find_class(config.data.validation_own, "data.validation_own")
     if config.data.validation_source is not None:
         check_source(config.data.validation_source, "data.validation_source")
     if config.model.pretrained is not None:

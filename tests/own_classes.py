@@ -1,6 +1,8 @@
 """Classes that tests give by `class_path`: whole ones, and ones with a fault each."""
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 
@@ -156,3 +158,51 @@ class OnFrozenFeatures(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.features(images).relu())
+
+
+class Photos:
+    """Coloured noise of some size; the argument says in which form it is given."""
+
+    def __init__(self, count: int = 12, form: str = "array", side: int = 24, broken: int | None = None) -> None:
+        self.count, self.form, self.side, self.broken = count, form, side, broken
+        if form == "labelled":
+            self.classes, self.in_memory = ["even", "odd"], True
+        if form == "named":
+            self.ids, self.fingerprint = [f"photo/{i}.png" for i in range(count)], "of mine"
+        if form == "misnamed":
+            self.ids = ["one"]
+        if form == "labels":
+            self.classes = [0, 1]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> object:
+        if index == self.broken or self.form == "raises":
+            raise OSError(f"no photo {index}")
+        generator = np.random.default_rng(index)
+        pixels = generator.integers(0, 256, (self.side, self.side, 3), dtype=np.uint8)
+        match self.form:
+            case "grey":
+                return pixels[:, :, 0]
+            case "pil":
+                return Image.fromarray(pixels)
+            case "labelled":
+                return Image.fromarray(pixels), np.int64(index % 2)
+            case "tensor":
+                return torch.from_numpy(pixels).permute(2, 0, 1)
+            case "float":
+                return pixels.astype(np.float32) / 255
+            case "bands":
+                return np.concatenate([pixels, pixels], axis=2)
+            case "text":
+                return pixels, "odd"
+            case "dictionary":
+                return {"image": pixels}
+        return pixels
+
+
+class Uncounted:
+    """No length."""
+
+    def __getitem__(self, index: int) -> None: ...
