@@ -1,11 +1,12 @@
 """The adversarial term: the discriminator, its start, and what keeps it from ruining a trained autoencoder. Torch-free."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from autoencoder.runtime.config import count
 from autoencoder.runtime.errors import ConfigError, require
+from autoencoder.runtime.own_class import OwnClass
 
 PLATEAU = "plateau"
 
@@ -56,6 +57,9 @@ class AdversarialConfig:
     """Gamma of the penalty gamma / 2 |grad D(x)|^2 on real images (Mescheder et al. 2018), D(x) the mean of an image's patches; 0: none."""
     r1_every: int = 16
     """Steps between two penalties, each then weighing as much as that many (Karras et al. 2020)."""
+    own: OwnClass = field(default_factory=OwnClass)
+    """A torch.nn.Module of your own in place of ours, constructed with channels=C besides its arguments, from images (B, C, H, W) to
+    logits (B, 1, h, w) (docs/extending.md); `name` says the losses."""
 
     def __post_init__(self) -> None:
         require(0 <= self.weight < math.inf, "weight", self.weight, "give a finite weight, 0 or more")
@@ -78,6 +82,12 @@ class AdversarialConfig:
         require(self.clip_norm is None or self.clip_norm > 0, "clip_norm", self.clip_norm, "give a norm above 0 or null")
         require(0 <= self.r1 < math.inf, "r1", self.r1, "give a finite gamma, 0 or more")
         require(self.r1_every >= 1, "r1_every", self.r1_every, "give at least 1")
+        if self.own.given:
+            remedy = "name says its losses: give objective.adversarial.name=hinge or non_saturating with it, or leave it out"
+            require(self.on, "own.class_path", self.own.class_path, remedy)
+            for key in ("width", "layers", "norm"):
+                given, remedy = getattr(self, key), "it is of our discriminator, not of your own: leave it out, or give it in own.init_args"
+                require(given == getattr(AdversarialConfig, key), key, given, remedy)
 
     @property
     def on(self) -> bool:
@@ -86,5 +96,6 @@ class AdversarialConfig:
 
     @property
     def smallest_side(self) -> int:
-        """Least side of an image that leaves one patch: each layer halves it, two more convolutions of 4 pixels take one off each."""
-        return 3 * 2**self.layers
+        """Least side of an image that leaves one patch: each layer halves it, two more convolutions of 4 pixels take one off each. 1 for a
+        network of the user's own, which is tried instead."""
+        return 1 if self.own.given else 3 * 2**self.layers

@@ -1,10 +1,11 @@
 """Where images come from and how they become crops. Torch-free."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from autoencoder.runtime.errors import require
+from autoencoder.runtime.own_class import OwnClass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,10 +14,14 @@ class DataConfig:
 
     source: str = "demo"
     """`demo` (scikit-image's photos), a folder (class folders become labels), a parquet or WebDataset glob, or a dataset's hub name."""
+    own: OwnClass = field(default_factory=OwnClass)
+    """Instead of `source`, a class of your own whose objects have __len__ and __getitem__ (docs/extending.md)."""
     split: str = "train"
     """Split of `source` to train on, where it has splits (hub names, `train/` and `validation/` folders)."""
     validation_source: str | None = None
     """Images to validate on; null: the `validation` or `test` split of `source`, else `validation_images` held out of it."""
+    validation_own: OwnClass = field(default_factory=OwnClass)
+    """Instead of `validation_source`, a class of your own."""
     validation_images: int = 64
     """Most images that a validation looks at. Without a validation split they are held out, but never more than a tenth of the source."""
     validation_grid: int = 1
@@ -64,6 +69,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         require(bool(self.source), "source", self.source, "give `demo`, a folder, a glob or a hub name")
         require(self.resolution >= 8, "resolution", self.resolution, "give at least 8 pixels")
+        self._check_own()
         self._check_pixels()
         require(
             self.resize is None or self.resize >= self.resolution,
@@ -76,6 +82,14 @@ class DataConfig:
         require(self.validation_grid >= 1, "validation_grid", self.validation_grid, "give at least 1")
         require(self.workers is None or self.workers >= 0, "workers", self.workers, "give 0 or more, or null")
         require(self.max_bad >= 0, "max_bad", self.max_bad, "give 0 or more")
+
+    def _check_own(self) -> None:
+        # The source of a configuration that names none.
+        given = None if self.source == "demo" else self.source
+        check_own(self.own, source=given, split=None if self.split == "train" else self.split)
+        check_own(self.validation_own, validation_source=self.validation_source)
+        if self.validation_source is None:
+            check_own(self.own, image_column=self.image_column, label_column=self.label_column)
 
     def _check_pixels(self) -> None:
         require(self.channels >= 1, "channels", self.channels, "give 1 (grey), 3 (RGB), 4 (RGBA) or another number of bands")
@@ -115,6 +129,12 @@ class DataConfig:
         )
         stretch = self.stretch
         require(stretch is None or 0 <= stretch[0] < stretch[1] <= 100, "stretch", stretch, "give two percentiles, the smaller first")
+
+
+def check_own(own: OwnClass, **others: str | None) -> None:
+    """Refuse settings that are of other sources, None where they are not given, beside a class of the user's own."""
+    for key, given in others.items():
+        require(not own.given or given is None, key, given, f"{own.class_path} takes its place and has its own init_args: leave one out")
 
 
 def listed(value: float | tuple[float, ...]) -> tuple[float, ...]:

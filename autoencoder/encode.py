@@ -6,6 +6,7 @@ from autoencoder.latents.folder import LatentsFolder
 from autoencoder.model_path import check_model
 from autoencoder.runtime import cli
 from autoencoder.runtime.errors import ConfigError, UsageError
+from autoencoder.runtime.own_class import find_class
 from autoencoder.runtime.processes import expected_processes, is_main_process
 
 
@@ -25,9 +26,12 @@ def _encode(argv: list[str] | None) -> int:
             f"{expected_processes()} processes were launched, but encode_dataset runs as one; start it with `firststage encode_dataset ...`"
         )
     check_model(config.model, "model", config.subfolder, config.variant)
-    if config.data.source is None:
+    if config.data.own.given:
+        find_class(config.data.own, "data.own")
+    elif config.data.source is not None:
+        check_source(config.data.source, "data.source")
+    else:
         raise ConfigError("data.source", None, "give the images: `demo`, a folder, a parquet or WebDataset glob, or a hub name")
-    check_source(config.data.source, "data.source")
     folder = LatentsFolder(config.out, dry=config.preflight)
     try:
         from autoencoder.latents.encoding import encode_dataset

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Literal
 
 from autoencoder.data.paths import check_source
+from autoencoder.data_config import check_own
 from autoencoder.evaluation_file import open_report
 from autoencoder.lpips_weights import check_side, lpips_weights_path
 from autoencoder.model_path import check_model
 from autoencoder.runtime import cli
 from autoencoder.runtime.errors import ConfigError, require
 from autoencoder.runtime.files import replace_text
+from autoencoder.runtime.own_class import OwnClass, find_class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +22,8 @@ class EvaluateDataConfig:
 
     source: str | None = None
     """`demo`, a folder, a parquet or WebDataset glob, or a dataset's hub name; null takes the validation images of the run."""
+    own: OwnClass = field(default_factory=OwnClass)
+    """Instead of `source`, a class of your own whose objects have __len__ and __getitem__ (docs/extending.md)."""
     split: str | None = None
     """Split of `source`; null takes its validation or test split, or all of it where it has none."""
     images: int | None = None
@@ -39,6 +43,12 @@ class EvaluateDataConfig:
 
     def __post_init__(self) -> None:
         require(self.images is None or self.images >= 1, "images", self.images, "give at least 1 or null")
+        check_own(self.own, source=self.source, split=self.split, image_column=self.image_column)
+
+    @property
+    def given(self) -> str | None:
+        """What names the images, if anything does."""
+        return self.own.class_path or self.source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +149,8 @@ def _evaluate(argv: list[str] | None) -> int:
     check_model(config.model, "model", config.subfolder, config.variant)
     if config.data.source is not None:
         check_source(config.data.source, "data.source")
+    if config.data.own.given:
+        find_class(config.data.own, "data.own")
     if config.lpips != "none":
         lpips_weights_path(config.lpips, config.lpips_weights, key="lpips_weights")
     if config.compare is not None:

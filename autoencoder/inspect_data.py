@@ -1,21 +1,25 @@
 """`inspect_data`: what a source's images are like, and the `data` settings that take them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from autoencoder.data.paths import check_source
+from autoencoder.data_config import check_own
 from autoencoder.runtime import cli
 from autoencoder.runtime.errors import ConfigError, require
 from autoencoder.runtime.files import replace_text
+from autoencoder.runtime.own_class import OwnClass, find_class
 
 
 @dataclass(frozen=True, kw_only=True)
 class InspectConfig:
     """Count and measure the images of a source, band by band, and suggest settings for them."""
 
-    source: str
+    source: str | None = None
     """`demo`, a folder, a parquet or WebDataset glob, or a dataset's hub name."""
+    own: OwnClass = field(default_factory=OwnClass)
+    """Instead of `source`, a class of your own whose objects have __len__ and __getitem__ (docs/extending.md)."""
     split: str = "train"
     """Split of `source`, where it has splits."""
     image_column: str | None = None
@@ -36,6 +40,8 @@ class InspectConfig:
 
     def __post_init__(self) -> None:
         require(self.images is None or self.images >= 1, "images", self.images, "give at least 1, or null")
+        split = None if self.split == "train" else self.split
+        check_own(self.own, source=self.source, split=split, image_column=self.image_column)
         bands_fit = self.bands is None or (len(self.bands) >= 1 and min(self.bands) >= 0)
         require(bands_fit, "bands", self.bands, "give bands counted from 0")
         low, high = self.percentiles
@@ -51,7 +57,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def _inspect(argv: list[str] | None) -> int:
     config = cli.parse(InspectConfig, argv, prog="firststage inspect_data", description="Measure images and suggest settings for them.")
-    check_source(config.source)
+    if config.own.given:
+        find_class(config.own, "own")
+    elif config.source is not None:
+        check_source(config.source)
+    else:
+        raise ConfigError("source", None, "give --source SOURCE: `demo`, a folder, a parquet or WebDataset glob, or a dataset's hub name")
     from autoencoder.data.inspection import inspect
     from autoencoder.data.suggestion import suggest, table, told
 

@@ -53,7 +53,7 @@ def measure(config: EvaluateConfig) -> dict[str, Any]:
     opened = open_pretrained(config.model, subfolder=config.subfolder, revision=config.revision, variant=config.variant)
     recipe, likelihood = opened.preprocessing, _likelihood(config) or opened.likelihood
     vae = opened.vae if isinstance(likelihood, PixelScale) else narrow(opened.vae)
-    run = _run(config.model, needed=config.data.source is None)
+    run = _run(config.model, needed=config.data.given is None)
     source, data = _images(config, vae, recipe, run)
     lpips = _lpips(config, data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -193,7 +193,7 @@ def _images(
 ) -> tuple[Source, DataConfig]:
     """The images to measure on and the crops of them."""
     pixels, factor = artifact.pixels_of(vae, recipe), downsampling(vae)
-    if config.data.source is None:
+    if config.data.given is None:
         if run is None:
             raise ConfigError("data.source", None, "give images to measure on: only a run has validation images of its own")
         data = crops_of(config.data, run.data.source, recipe, pixels)
@@ -203,8 +203,9 @@ def _images(
         )  # fmt: skip
         source = open_train_and_validation(data)[1]
     else:
-        data = crops_of(config.data, config.data.source, recipe, pixels)
-        with obeying(pixels, config.model, key="data.source", given=config.data.source):
+        data = crops_of(config.data, config.data.source or "demo", recipe, pixels)
+        key = "data.own.class_path" if config.data.own.given else "data.source"
+        with obeying(pixels, config.model, key=key, given=config.data.given):
             source = open_evaluation(data, split=config.data.split, images=config.data.images)
     if data.resolution % factor:
         raise ConfigError("data.resolution", data.resolution, f"give a multiple of {factor}, the network's downsampling factor")
@@ -222,6 +223,7 @@ def crops_of(given: EvaluateDataConfig, source: str, recipe: dict[str, Any] | No
     try:
         return DataConfig(
             source=source,
+            own=given.own,
             **pixels.data_settings(),
             resolution=resolution,
             resize=given.resize or known.get("resize"),

@@ -9,6 +9,7 @@ from autoencoder.equivariance_config import EquivarianceConfig
 from autoencoder.lpips_weights import SMALLEST
 from autoencoder.runtime.config import count
 from autoencoder.runtime.errors import require
+from autoencoder.runtime.own_class import OwnClass
 
 AT_BOUND = 1.05
 """A scale or weight is at a bound that it comes within this factor of: a smooth bound is approached and never reached."""
@@ -130,8 +131,8 @@ def _unused(key: str, *values: str) -> str:
 class PerceptualConfig:
     """The auxiliary perceptual term: not part of the ELBO, logged apart from it."""
 
-    name: Literal["none", "ssim", "lpips"] = "none"
-    """`ssim`: 1 - SSIM, needs no weights. `lpips`: Zhang et al. 2018, needs a backbone's weights."""
+    name: Literal["none", "ssim", "lpips", "own"] = "none"
+    """`ssim`: 1 - SSIM, needs no weights. `lpips`: Zhang et al. 2018, needs a backbone's weights. `own`: the class that `own` names."""
     weight: float = 1.0
     """Weight of the distance, read by `objective.convention` (in `elbo`: nats a dimension at distance 1)."""
     net: Literal["vgg", "alex", "squeeze"] = "vgg"
@@ -143,17 +144,24 @@ class PerceptualConfig:
     first three of four."""
     window: int = 7
     """Side of SSIM's Gaussian window, in pixels (odd, not above the resolution)."""
+    own: OwnClass = field(default_factory=OwnClass)
+    """A torch.nn.Module of your own, called with images and reconstruction (B, C, H, W) in [-1, 1] for a distance (B,)
+    (docs/extending.md)."""
 
     def __post_init__(self) -> None:
         require(self.weight >= 0, "weight", self.weight, "give 0 or more")
         unused = self.bands is not None and self.name != "lpips"
-        require(not unused, "bands", self.bands, "leave it out unless name is `lpips`: SSIM sees every channel")
+        require(not unused, "bands", self.bands, "leave it out unless name is `lpips`: others see every channel")
         require(self.window >= 3 and self.window % 2 == 1, "window", self.window, "give an odd number from 3")
+        if self.name == "own":
+            require(self.own.given, "own.class_path", None, "name `own` needs the class: give objective.perceptual.own.class_path")
+        remedy = "leave it out unless name is `own`; if it is meant, give objective.perceptual.name=own with it"
+        require(self.name == "own" or not self.own.given, "own.class_path", self.own.class_path, remedy)
 
     @property
     def least_side(self) -> int:
-        """Side in pixels of the smallest images that the distance is defined for."""
-        return {"none": 1, "ssim": self.window, "lpips": SMALLEST[self.net]}[self.name]
+        """Side in pixels of the smallest images that the distance is defined for; 1 for one of the user's own, which is tried instead."""
+        return {"none": 1, "ssim": self.window, "lpips": SMALLEST[self.net], "own": 1}[self.name]
 
 
 @dataclass(frozen=True, kw_only=True)

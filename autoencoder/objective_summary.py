@@ -12,8 +12,9 @@ from typing import Any
 from autoencoder.adversarial_config import PLATEAU, AdversarialConfig
 from autoencoder.beta import best_scale, effective_beta, equivalent_weights, family, implied_scale
 from autoencoder.experimental.config import ExperimentalConfig
-from autoencoder.objective_config import AT_BOUND, KLConfig, ObjectiveConfig
+from autoencoder.objective_config import AT_BOUND, KLConfig, ObjectiveConfig, PerceptualConfig
 from autoencoder.runtime.config import count
+from autoencoder.runtime.own_class import OwnClass
 
 TRAINERS = {"ldm": "LDM", "monai": "MONAI", "diffusers": "diffusers"}
 
@@ -80,7 +81,7 @@ def describe_objective(
         "control": config.kl.control,
         "target": _target(config.kl, measured.reached, weight),
         "kl_weight": weight,
-        "perceptual": None if config.perceptual.name == "none" else {"name": config.perceptual.name, "weight": config.perceptual.weight},
+        "perceptual": _perceptual(config.perceptual),
         "adversarial": _adversarial(config.adversarial, measured.discriminator_from),
         "equivariance": {"share": config.equivariance.share, "weight": config.equivariance.weight} if config.equivariance.share else None,
         **_finite({"beta": beta}),
@@ -126,7 +127,7 @@ def rows(told: dict[str, Any]) -> list[tuple[str, str]]:
         *_experimental_row(told),
         (
             "perceptual",
-            "off" if perceptual is None else f"{perceptual['name']}, weight {perceptual['weight']:g}: in the loss, in no ELBO",
+            "off" if perceptual is None else f"{_with_arguments(perceptual)}, weight {perceptual['weight']:g}: in the loss, in no ELBO",
         ),
         ("adversarial", "off" if told["adversarial"] is None else f"{told['adversarial']['words']}: in the loss, in no ELBO"),
         *_equivariance_row(told),
@@ -199,6 +200,20 @@ def _pixel_words(config: ObjectiveConfig) -> str:
     }[config.convention]
 
 
+def _perceptual(config: PerceptualConfig) -> dict[str, Any] | None:
+    """Its name, which is the class path of one of the user's own, and weight."""
+    if config.name == "none":
+        return None
+    if config.name == "own":
+        return {"name": config.own.class_path, "init_args": dict(config.own.init_args), "weight": config.weight}
+    return {"name": config.name, "weight": config.weight}
+
+
+def _with_arguments(told: dict[str, Any]) -> str:
+    arguments = told.get("init_args")
+    return str(OwnClass(class_path=told["name"], init_args=arguments)) if arguments else str(told["name"])
+
+
 def _adversarial(config: AdversarialConfig, began: int | None) -> dict[str, Any] | None:
     if not config.on:
         return None
@@ -210,9 +225,11 @@ def _adversarial(config: AdversarialConfig, began: int | None) -> dict[str, Any]
     waits = began is None and config.start == PLATEAU
     start = "once the NLL has stopped falling" if waits else f"from {count(config.start, 'start') if began is None else began:,} images on"
     warmup, ramp = (count(getattr(config, key), key) for key in ("warmup_images", "ramp_images"))
-    words = f"{config.name}, weight {config.weight:g} ({weighting}), {start}"
+    by = f" by {config.own}" if config.own.given else ""
+    words = f"{config.name}{by}, weight {config.weight:g} ({weighting}), {start}"
     words += f"; the decoder hears it {warmup:,} images later, in full after {ramp:,} more" if warmup or ramp else ""
-    return {"name": config.name, "weight": config.weight, "weighting": config.weighting, "began": began, "words": words}
+    told = {"name": config.name, "weight": config.weight, "weighting": config.weighting, "began": began, "words": words}
+    return {**told, "own": config.own.to_json()} if config.own.given else told
 
 
 def _likelihood_words(config: ObjectiveConfig) -> str:

@@ -18,6 +18,7 @@ import autoencoder.runtime.torchvision_operators  # noqa: F401  (before lpips)
 from autoencoder.lpips_weights import TORCHVISION, backbone_bands, lpips_weights_path
 from autoencoder.metrics import structural_similarity
 from autoencoder.objective_config import PerceptualConfig
+from autoencoder.own_distance import OwnDistance
 from autoencoder.runtime.errors import UsageError, first_line
 
 from lpips import LPIPS  # isort: skip
@@ -27,12 +28,15 @@ def build_perceptual(config: PerceptualConfig, channels: int = 3) -> nn.Module |
     """The configured distance between images of so many channels, or None.
 
     Raises:
-        UsageError: LPIPS whose backbone has no weights, or channels of which it would not know which to see.
+        UsageError: LPIPS whose backbone has no weights, or channels of which it would not know which to see; a class of the user's own that
+            cannot be found or constructed.
     """
     if config.name == "ssim":
         return SSIMDistance(config.window)
     if config.name == "lpips":
         return LPIPSDistance(config.net, config.weights, bands=backbone_bands(config.bands, channels))
+    if config.name == "own":
+        return OwnDistance(config.own)
     return None
 
 

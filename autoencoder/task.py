@@ -31,6 +31,7 @@ from autoencoder.likelihood import LIKELIHOODS, Likelihood, LocationScale
 from autoencoder.model import Autoencoder, Output, decode, downsampling, encode
 from autoencoder.monitor import Monitor
 from autoencoder.objective import Objective, Terms
+from autoencoder.own_distance import OwnDistance
 from autoencoder.perceptual import build_perceptual
 from autoencoder.pixel_recipe import PixelRecipe, recipe_of
 from autoencoder.posterior import DiagonalGaussian
@@ -85,6 +86,11 @@ class AutoencoderTask:
         chosen = config.objective.equivariance
         check_equivariance(chosen, latent_side=side, factor=factor, least_image=config.objective.perceptual.least_side)
         self.equivariance = Equivariance(chosen, seed=config.train.seed, latent_side=side) if chosen.share else None
+        if isinstance(self.objective.perceptual, OwnDistance):
+            # Whole images, and the smallest transformed ones.
+            for small in {data.resolution, *(s * factor for s in (chosen.sides(side)[:1] if chosen.share else ()))}:
+                shape = (data.channels, small, small)
+                self.objective.perceptual.check(shape, device, may_miss=asked.may_miss, autocast=accelerator.autocast)
         self.game = self._game() if config.objective.adversarial.on else None
 
     def _game(self) -> Game:

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from autoencoder import artifact, finetuning, model
+from autoencoder.adversarial import network
 from autoencoder.adversarial import saved as discriminators
 from autoencoder.config import TrainAutoencoderConfig
 from autoencoder.data.sources import open_train_and_validation
@@ -18,6 +19,7 @@ from autoencoder.freezing import freeze
 from autoencoder.model import Autoencoder, AutoencoderKL
 from autoencoder.model_path import folder_of, is_checkpoint
 from autoencoder.objective_summary import Measured, describe_objective, lines, resolution_notes
+from autoencoder.own_distance import OwnDistance
 from autoencoder.perceptual import LPIPSDistance
 from autoencoder.runtime import launch
 from autoencoder.runtime.cli import load_config
@@ -58,7 +60,9 @@ def train(config: TrainAutoencoderConfig, run: RunFolder | None, *, trainer_opti
         notes: list[str | None] = []
         if starts and config.init_from is not None:
             notes.append(discriminators.start_from(None if task.game is None else task.game.player.network, config.init_from))
-        if isinstance(task.objective.perceptual, LPIPSDistance):
+        if task.game is not None and config.objective.adversarial.own.given:
+            notes.append(network.described(config.objective.adversarial, task.game.player.network))
+        if isinstance(task.objective.perceptual, LPIPSDistance | OwnDistance):
             notes.append(task.objective.perceptual.described())
         said = introduction(config, task.latent_shape, len(train_source), train_source.name, len(validation_source))
         told = "\n".join([said, *finetuning.describe(config, module.vae, origin), *(note for note in notes if note)])

@@ -48,7 +48,7 @@ class Game:
         precision: torch.dtype | None = None,
     ) -> None:
         self.config, self.layer, self.batch_size, self.precision = config, layer, batch_size, precision
-        self.player = Discriminator(config, channels=shape[0], seed=seed, device=device)
+        self.player = Discriminator(config, shape=shape, seed=seed, device=device)
         self.start = Start(config, dims=shape[0] * shape[1] * shape[2], device=device)
         self.running = RunningWeight(count(config.memory_images, "memory_images"), device)
         self.applied = torch.zeros((), device=device)
@@ -104,9 +104,12 @@ class Game:
     ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
         reconstruction = filled(decoded[:, : images.shape[1]], images, valid)
         # Frozen while its graph is made: whoever takes the loss's gradient moves nothing of the discriminator's.
-        self.player.network.requires_grad_(False)
+        trained = self.player.optimizer.parameters()
+        for parameter in trained:
+            parameter.requires_grad_(False)
         real, fake = self._judge(images, reconstruction)
-        self.player.network.requires_grad_(True)
+        for parameter in trained:
+            parameter.requires_grad_(True)
         adversarial = generator_loss(self.config.name, fake)
         named = {"adversarial": adversarial, "discriminator_loss": discriminator_loss(self.config.name, real, fake)}
         named = {name: value.detach() for name, value in named.items()}

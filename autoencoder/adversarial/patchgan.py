@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 WIDEST = 8
 """Factor over the first layer's width at which widths stop doubling."""
@@ -23,7 +25,6 @@ class PatchGAN(nn.Module):
 
     def __init__(self, channels: int, *, width: int = 64, layers: int = 3, norm: str = "group", seed: int = 0) -> None:
         super().__init__()
-        self._spectral = norm == "spectral"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.layers = nn.Sequential(*_layers(channels, [width * min(2**k, WIDEST) for k in range(layers + 1)], norm))
@@ -32,7 +33,7 @@ class PatchGAN(nn.Module):
                     nn.init.normal_(module.weight, 0, 0.02)
                     if module.bias is not None:
                         nn.init.zeros_(module.bias)
-                    if self._spectral:
+                    if norm == "spectral":
                         spectral_norm(module)
         # In training mode each forward pass would iterate spectral norms: weights would depend on the number of microbatches.
         self.eval()
@@ -42,16 +43,19 @@ class PatchGAN(nn.Module):
         logits: Tensor = self.layers(images)
         return logits
 
-    @torch.no_grad()
-    def iterate_norms(self) -> None:
-        """One power iteration of every spectral norm: once an optimiser step."""
-        if not self._spectral:
-            return
-        for module in self.layers:
-            if isinstance(module, nn.Conv2d):
-                module.train()
-                _ = module.weight  # read in training mode, a parametrised weight iterates
-                module.eval()
+
+@torch.no_grad()
+def iterate_norms(network: nn.Module) -> None:
+    """One power iteration of every spectral norm, of either of torch's two kinds: once an optimiser step."""
+    for module in network.modules():
+        if is_parametrized(module):
+            parametrizations = module.get_submodule("parametrizations").train()
+            for name, _ in parametrizations.named_children():
+                getattr(module, name)  # read in training mode, a parametrised weight iterates
+            parametrizations.eval()
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, SpectralNorm):
+                hook.compute_weight(module, do_power_iteration=True)
 
 
 def _layers(before: int, widths: list[int], norm: str) -> list[nn.Module]:

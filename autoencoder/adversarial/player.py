@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from autoencoder.adversarial.patchgan import PatchGAN
+from autoencoder.adversarial.network import build_discriminator
+from autoencoder.adversarial.patchgan import iterate_norms
 from autoencoder.adversarial_config import AdversarialConfig
 from autoencoder.controller import RunningMean
 from autoencoder.runtime.config import count
@@ -13,16 +14,16 @@ from autoencoder.runtime.optim import Optimizers
 
 
 class Discriminator:
-    """A PatchGAN in full precision, its AdamW, and how often it has lately been right.
+    """A PatchGAN, or the network of a user's own class, in full precision, its AdamW, and how often it has lately been right.
 
     It is never wrapped for data parallelism: its gradients are sums over images that `gradients` and `finish` hand to one exchange, so
     that every process takes the same step from the same weights.
     """
 
-    def __init__(self, config: AdversarialConfig, *, channels: int, seed: int, device: torch.device) -> None:
+    def __init__(self, config: AdversarialConfig, *, shape: tuple[int, int, int], seed: int, device: torch.device) -> None:
         self.config = config
-        self.network = PatchGAN(channels, width=config.width, layers=config.layers, norm=config.norm, seed=seed).to(device)
-        named = dict(self.network.named_parameters())
+        self.network = build_discriminator(config, shape=shape, seed=seed, device=device)
+        named = {name: parameter for name, parameter in self.network.named_parameters() if parameter.requires_grad}
         adamw = torch.optim.AdamW(named.values(), lr=config.lr, betas=config.betas, weight_decay=0.0, fused=True)
         self.optimizer = Optimizers({"adamw": adamw}, {parameter: name for name, parameter in named.items()})
         self.accuracy = RunningMean((), memory=count(config.gate_images, "gate_images"), device=device)
@@ -58,4 +59,4 @@ class Discriminator:
         self.accuracy.update(accuracy, images, found_inf)
         self.optimizer.step(factor, torch.maximum(found_inf, self.held))
         self.optimizer.zero_grad()
-        self.network.iterate_norms()
+        iterate_norms(self.network)

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
+from torch import nn
 
-from autoencoder.adversarial.patchgan import PatchGAN
 from autoencoder.runtime.errors import UsageError, first_line
 from autoencoder.runtime.files import partial, put
 
@@ -12,13 +12,13 @@ FILE = "discriminator.safetensors"
 """Its name in a run's folder, and in a checkpoint's."""
 
 
-def save_discriminator(network: PatchGAN, folder: Path) -> None:
+def save_discriminator(network: nn.Module, folder: Path) -> None:
     """Write its weights into a run's folder, in one move."""
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}, partial(folder / FILE))
     put(folder / FILE)
 
 
-def start_from(network: PatchGAN | None, path: str) -> str | None:
+def start_from(network: nn.Module | None, path: str) -> str | None:
     """Give `network` the discriminator of the run or checkpoint at `path`; what a log should say of it.
 
     Raises:
@@ -42,7 +42,7 @@ def start_from(network: PatchGAN | None, path: str) -> str | None:
         if ours != theirs:
             return (
                 f"init_from: the discriminator of {path} has {name} of shape {theirs}, this run's {ours}; it starts anew. To take it "
-                "along, give the objective.adversarial.width, layers and norm of its run"
+                "along, give the objective.adversarial.width, layers and norm of its run, or its `own`"
             )
     network.load_state_dict(found)
     return f"init_from: the discriminator of {path} goes on"

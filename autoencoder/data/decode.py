@@ -1,14 +1,16 @@
-"""Image files to pixels."""
+"""Image files, and images that are read already, to pixels."""
+
+from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-from autoencoder.data.bands import Decoded, DecodeError, Misfit, select
-from autoencoder.data.formats import Data, kind_of, open_upright, read_bands, reasons
+from autoencoder.data.bands import Bands, Decoded, DecodeError, Misfit, select
+from autoencoder.data.formats import Data, array_bands, kind_of, open_upright, pillow_bands, read_bands, reasons
 from autoencoder.pixel_recipe import PixelRecipe
 
-__all__ = ["DecodeError", "Decoded", "Misfit", "decode_image"]
+__all__ = ["DecodeError", "Decoded", "Misfit", "bands_of", "decode_image", "take_image"]
 
 _BITS_PER_SAMPLE = 258
 _WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
@@ -23,10 +25,37 @@ def decode_image(data: Data, recipe: PixelRecipe) -> Decoded:
 
     Raises DecodeError for broken, truncated and unknown files, and its subclass Misfit for images that the recipe cannot take.
     """
-    plain = recipe.channels in (1, 3) and recipe.bands is None and recipe.nodata is None and not recipe.ranged
-    if plain and (pixels := _eight_bit(data, recipe.channels)) is not None:
+    if _plain(recipe) and (pixels := _eight_bit(data, recipe.channels)) is not None:
         return Decoded(pixels, None, pixels.dtype)
     return select(read_bands(data, recipe.channels if recipe.bands is None else None), recipe)
+
+
+def take_image(image: Any, recipe: PixelRecipe) -> Decoded:
+    """A PIL image, or an array (H, W) or (H, W, bands), as `decode_image` takes a file of it; DecodeError for anything else."""
+    if isinstance(image, Image.Image) and _plain(recipe):
+        with reasons():
+            pixels = _eight_bit_of(_upright(image), recipe.channels)
+        if pixels is not None:
+            return Decoded(pixels, None, pixels.dtype)
+    return select(bands_of(image), recipe)
+
+
+def bands_of(image: Any) -> Bands:
+    """All bands of a PIL image, or of an array (H, W) or (H, W, bands); DecodeError for anything else."""
+    with reasons():
+        if isinstance(image, Image.Image):
+            return pillow_bands(_upright(image))
+        if not isinstance(image, np.ndarray):
+            remedy = " (tensors: image.permute(1, 2, 0).numpy())" if hasattr(image, "permute") else ""
+            raise DecodeError(f"a {type(image).__name__}; give a NumPy array (H, W) or (H, W, C), or a PIL image{remedy}")
+        if image.ndim not in (2, 3) or not image.size:
+            raise DecodeError(f"an array of shape {image.shape}; give (H, W) or (H, W, C)")
+        return array_bands(image if image.ndim == 3 else image[:, :, None])
+
+
+def _plain(recipe: PixelRecipe) -> bool:
+    """Whether Pillow's own conversions make what it takes."""
+    return recipe.channels in (1, 3) and recipe.bands is None and recipe.nodata is None and not recipe.ranged
 
 
 def _eight_bit(data: Data, channels: int) -> np.ndarray | None:
@@ -38,12 +67,21 @@ def _eight_bit(data: Data, channels: int) -> np.ndarray | None:
             image = open_upright(data)
         except UnidentifiedImageError:
             return None
-        # Pillow keeps 8 bits of the 16 that a colour TIFF may have.
-        deep_colour = isinstance(image, TiffImageFile) and max(image.tag_v2.get(_BITS_PER_SAMPLE, (8,))) > 8
-        if deep_colour or image.mode in ("I", "F") or image.mode.startswith("I;16"):
-            return None
-        pixels = np.asarray(_over_white(image).convert("L" if channels == 1 else "RGB"))
+        return _eight_bit_of(image, channels)
+
+
+def _eight_bit_of(image: Image.Image, channels: int) -> np.ndarray | None:
+    # Pillow keeps 8 bits of the 16 that a colour TIFF may have.
+    deep_colour = isinstance(image, TiffImageFile) and max(image.tag_v2.get(_BITS_PER_SAMPLE, (8,))) > 8
+    if deep_colour or image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return None
+    pixels = np.asarray(_over_white(image).convert("L" if channels == 1 else "RGB"))
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """A copy, turned as its EXIF orientation says."""
+    return ImageOps.exif_transpose(image)
 
 
 def _over_white(image: Image.Image) -> Image.Image:

@@ -56,7 +56,7 @@ def read_bands(data: Data, expected: int | None = None) -> Bands:
             case "deep png":
                 return _deep_png(data)
             case _:
-                return _pillow(open_upright(data))
+                return pillow_bands(open_upright(data))
 
 
 @contextmanager
@@ -83,7 +83,8 @@ def open_upright(data: Data) -> Image.Image:
     return image
 
 
-def _pillow(image: Image.Image) -> Bands:
+def pillow_bands(image: Image.Image) -> Bands:
+    """All bands of a PIL image, palettes and CMYK as red, green and blue."""
     if image.mode in ("P", "PA"):
         image = image.convert("RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB")
     if image.mode in ("I", "F", *_SIXTEEN_BIT):
@@ -104,9 +105,14 @@ def _deep_png(data: Data) -> Bands:
 
 def _npy(data: Data, expected: int | None) -> Bands:
     values = np.load(io.BytesIO(data) if isinstance(data, bytes) else data, allow_pickle=False)
+    return array_bands(_bands_last(values, expected))
+
+
+def array_bands(values: np.ndarray) -> Bands:
+    """An array (H, W, bands) of numbers; DecodeError for one of anything else."""
     if values.dtype.kind not in "buif":
         raise DecodeError(f"an array of {values.dtype}; give integers or floating-point numbers")
-    return Bands(np.ascontiguousarray(_bands_last(values, expected).astype(values.dtype.newbyteorder("="), copy=False)))
+    return Bands(np.ascontiguousarray(values.astype(values.dtype.newbyteorder("="), copy=False)))
 
 
 def _bands_last(values: np.ndarray, expected: int | None) -> np.ndarray:
@@ -151,7 +157,7 @@ def _tiff_by_pillow(data: Data, page: Any, nodata: float | None, error: Exceptio
         compression, kind = getattr(page.compression, "name", page.compression), f"{page.dtype} in {page.samplesperpixel} bands"
         remedy = "`pip install imagecodecs`, or write it uncompressed or deflated without floating-point predictor"
         raise DecodeError(f"{kind}, compressed by {compression}, needs the package imagecodecs; {remedy}") from error
-    bands = _pillow(open_upright(data))
+    bands = pillow_bands(open_upright(data))
     values = bands.values
     return Bands(values if page.dtype is None or values.dtype == np.uint8 else values.astype(page.dtype), bands.colour, bands.alpha, nodata)
 

@@ -10,7 +10,8 @@ from tqdm import tqdm
 from autoencoder.data.bands import Bands, DecodeError, Misfit, find_missing
 from autoencoder.data.formats import read_bands
 from autoencoder.data.order import spread
-from autoencoder.data.sources import BadImage, open_files
+from autoencoder.data.own import OwnSource
+from autoencoder.data.sources import BadImage, Files, open_files
 from autoencoder.data_config import DataConfig
 from autoencoder.runtime.errors import UsageError
 
@@ -95,15 +96,18 @@ class Inspection:
 
 def inspect(config: "InspectConfig") -> Inspection:
     """Read the images; UsageError where none can be used."""
-    source = open_files(config.source, config.split, DataConfig(source=config.source, image_column=config.image_column), "source")
+    source = _open(config)
     chosen = spread(len(source), len(source) if config.images is None else config.images).tolist()
     kinds: dict[tuple[str, int], Kind] = {}
     bad = []
     for index in tqdm(chosen, unit="img", disable=None):
         id = str(index)
         try:
-            data, id = source.encoded(index)
-            bands = read_bands(data)
+            if isinstance(source, OwnSource):
+                bands, id = source.bands(index)
+            else:
+                data, id = source.encoded(index)
+                bands = read_bands(data)
             values = _selected(bands, config.bands)
         except BadImage as error:
             bad.append((error.id, error.reason))
@@ -120,6 +124,15 @@ def inspect(config: "InspectConfig") -> Inspection:
         raise UsageError(f"source: {source.name}: none of {len(chosen)} images can be read: {reasons}; check that these are image files")
     ordered = sorted(kinds.values(), key=lambda kind: -kind.images)
     return Inspection(source.name, len(source), len(chosen), ordered, bad)
+
+
+def _open(config: "InspectConfig") -> Files | OwnSource:
+    """The source, whatever its images look like."""
+    if config.source is None:
+        found = OwnSource(config.own, DataConfig(), "own")
+        found.look()
+        return found
+    return open_files(config.source, config.split, DataConfig(source=config.source, image_column=config.image_column), "source")
 
 
 def _selected(bands: Bands, wanted: tuple[int, ...] | None) -> np.ndarray:

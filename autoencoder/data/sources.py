@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -14,7 +14,11 @@ from autoencoder.data.order import spread
 from autoencoder.data.paths import VALIDATION_SPLITS, folder_splits, locate
 from autoencoder.data_config import DataConfig
 from autoencoder.runtime.errors import ConfigError
+from autoencoder.runtime.own_class import OwnClass
 from autoencoder.runtime.rng import generator
+
+if TYPE_CHECKING:
+    from autoencoder.data.own import OwnSource
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,21 @@ class Subset:
         return self._source.read(int(self._indices[index]))
 
 
+def open_images(config: DataConfig, *, split: str) -> Source:
+    """The images of `data.own` where it is given, which has no splits; else `split` of `data.source`."""
+    return open_own(config.own, config, "data.own") if config.own.given else open_source(config.source, split=split, config=config)
+
+
+def open_own(own: OwnClass, config: DataConfig, key: str) -> "OwnSource":
+    """The images of a class of the user's own; ConfigError under `key` where there are none, and under a setting that they do not fit."""
+    from autoencoder.data.own import OwnSource
+
+    found = OwnSource(own, config, key)
+    found.look()
+    _check_fit(found, config, key.rpartition(".")[0])
+    return found
+
+
 def open_source(source: str, *, split: str, config: DataConfig, key: str = "data.source") -> Source:
     """Open what `source` names; ConfigError under `key` where it cannot be opened, and under the setting that its images do not fit.
 
@@ -140,19 +159,22 @@ def _check_fit(source: Source, config: DataConfig, room: str) -> None:
 def open_train_and_validation(config: DataConfig) -> tuple[Source, Source]:
     """The training and the validation images.
 
-    Validation images come from `validation_source` if given, else from the source's own validation or test split, else
+    Validation images come from `validation_own` or `validation_source` if given, else from the source's own validation or test split, else
     they are held out: `validation_images` of them, but at most a tenth. Which images are held out, or are chosen
     from a larger split, depends on the number of images alone, so that runs with other seeds validate on the same.
     """
-    train = open_source(config.source, split=config.split, config=config)
+    train = open_images(config, split=config.split)
     validation: Source
-    if config.validation_source is not None:
+    if config.validation_own.given:
+        validation = open_own(config.validation_own, config, "data.validation_own")
+    elif config.validation_source is not None:
         own = _validation_split(config.validation_source, "data.validation_source")
         validation = open_source(config.validation_source, split=own or "train", config=config, key="data.validation_source")
-    elif (own := _validation_split(config.source, "data.source", other_than=config.split)) is not None:
+    elif not config.own.given and (own := _validation_split(config.source, "data.source", other_than=config.split)) is not None:
         validation = open_source(config.source, split=own, config=config)
     elif len(train) < 2:
-        raise ConfigError("data.source", config.source, "it has a single image and none to validate on; give data.validation_source")
+        key, given = ("data.own.class_path", config.own.class_path) if config.own.given else ("data.source", config.source)
+        raise ConfigError(key, given, "it has a single image and none to validate on; give data.validation_source")
     else:
         chosen, rest = _choose(len(train), min(config.validation_images, max(1, len(train) // 10)))
         return Subset(train, rest), Subset(train, chosen)
@@ -162,9 +184,10 @@ def open_train_and_validation(config: DataConfig) -> tuple[Source, Source]:
 
 
 def open_evaluation(config: DataConfig, *, split: str | None, images: int | None) -> Source:
-    """The images of `config.source` to measure on: `split`, or its validation or test split, or all; `images` of them at most."""
-    chosen = split or _validation_split(config.source, "data.source") or "train"
-    source = open_source(config.source, split=chosen, config=config)
+    """The images of `config.own`, or of `config.source`, to measure on: `split`, or its validation or test split, or all; `images` of them
+    at most."""
+    chosen = None if config.own.given else split or _validation_split(config.source, "data.source")
+    source = open_images(config, split=chosen or "train")
     return source if images is None or len(source) <= images else Subset(source, _choose(len(source), images)[0])
 
 

@@ -35,7 +35,7 @@ def suggest(found: Inspection, config: "InspectConfig") -> Suggestion:
     """Channels, range, missing values and pictures; ConfigError where the range that was asked for does not exist."""
     kind, notes = found.kinds[0], []
     channels = len(kind.bands)
-    data: dict[str, Any] = {"source": config.source}
+    data: dict[str, Any] = {"own": config.own.to_json()} if config.source is None else {"source": config.source}
     if config.split != "train":
         data["split"] = config.split
     if config.image_column is not None:

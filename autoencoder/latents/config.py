@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from autoencoder.data_config import check_own
 from autoencoder.runtime.errors import require
+from autoencoder.runtime.own_class import OwnClass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,6 +14,8 @@ class EncodeDataConfig:
 
     source: str | None = None
     """`demo`, a folder (class folders become labels), a parquet or WebDataset glob, or a dataset's hub name."""
+    own: OwnClass = field(default_factory=OwnClass)
+    """Instead of `source`, a class of your own whose objects have __len__ and __getitem__ (docs/extending.md)."""
     split: str = "train"
     """Split of `source`, where it has splits."""
     resolution: int | None = None
@@ -46,6 +50,13 @@ class EncodeDataConfig:
         require(self.zoom == (1.0, 1.0) or self.crop == "random", "zoom", self.zoom, "a random zoom needs data.crop=random")
         require(self.workers is None or self.workers >= 0, "workers", self.workers, "give 0 or more, or null")
         require(self.max_bad >= 0, "max_bad", self.max_bad, "give 0 or more")
+        split = None if self.split == "train" else self.split
+        check_own(self.own, source=self.source, split=split, image_column=self.image_column, label_column=self.label_column)
+
+    @property
+    def given(self) -> str | None:
+        """What names the images, if anything does."""
+        return self.own.class_path or self.source
 
 
 @dataclass(frozen=True, kw_only=True)

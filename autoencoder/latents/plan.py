@@ -23,7 +23,7 @@ class Plan:
     recipe: dict[str, Any]
     """All that decides a row's bits besides the source's images, nested as the command's settings are."""
     source: dict[str, Any]
-    """`name`, `fingerprint`, `images`."""
+    """`name`, `fingerprint`, `images`; of a class of the user's own also `own`, its path and arguments."""
     shape: tuple[int, int, int]
     """(c, h, w) of a latent."""
     labels: list[str] | None

@@ -10,7 +10,7 @@ import torch
 
 from autoencoder import artifact
 from autoencoder.config import DataConfig
-from autoencoder.data.sources import Source, open_source
+from autoencoder.data.sources import Source, open_images
 from autoencoder.experimental.saved import has_flow_posterior
 from autoencoder.identity import identity
 from autoencoder.latents.config import EncodeConfig
@@ -64,9 +64,10 @@ def set_up(config: EncodeConfig) -> Setup:
     if not opened.scale_known:
         print(f"model: {config.model} does not tell the scaling factor of its latents; vae/config.json beside these has 1", file=sys.stderr)
     data = _crops(config, vae, known)
-    assert config.data.source is not None
-    with obeying(artifact.pixels_of(vae, known), config.model, key="data.source", given=config.data.source):
-        source = open_source(config.data.source, split=config.data.split, config=data)
+    own = config.data.own
+    key = "data.own.class_path" if own.given else "data.source"
+    with obeying(artifact.pixels_of(vae, known), config.model, key=key, given=config.data.given):
+        source = open_images(data, split=config.data.split)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = choose_precision(config.precision, device, "precision")
     told: dict[str, Any] = known or artifact.preprocessing(data, 256)
@@ -83,7 +84,12 @@ def set_up(config: EncodeConfig) -> Setup:
             **{key: getattr(config, key) for key in ("mirrors", "seed", "moments", "dtype", "batch_size", "shard_rows")},
             "precision": precision,
         },
-        source={"name": source.name, "fingerprint": source.fingerprint, "images": len(source)},
+        source={
+            "name": source.name,
+            "fingerprint": source.fingerprint,
+            "images": len(source),
+            **({"own": own.to_json()} if own.given else {}),
+        },
         shape=(int(vae.config["latent_channels"]), side, side),
         labels=source.labels,
         decoder_hash=hashes.decoder_hash,
@@ -107,10 +113,10 @@ def _crops(config: EncodeConfig, vae: AutoencoderKL, known: dict[str, Any] | Non
     factor = downsampling(vae)
     if resolution % factor:
         raise ConfigError("data.resolution", resolution, f"give a multiple of {factor}, the network's downsampling factor")
-    assert given.source is not None
     try:
         return DataConfig(
-            source=given.source,
+            source=given.source or "demo",
+            own=given.own,
             split=given.split,
             image_column=given.image_column,
             label_column=given.label_column,

@@ -88,9 +88,15 @@ def incomparable(runs: Sequence[Run]) -> list[str]:
     told = [run.config | {f"latents.{key}": value for key, value in run.latents.items()} for run in runs]
     sentences = []
     for what, keys in runs[0].stage.measures.items():
-        differ = [key for key in keys if len({quantities.plain(values.get(key)) for values in told}) > 1]
+        differ = [key for key in keys if len({_part(values, key) for values in told}) > 1]
         sentences += [f"{what}: they differ in {', '.join(differ)}."] if differ else []
     return sentences
+
+
+def _part(config: Mapping[str, Any], key: str) -> tuple[tuple[str, str], ...]:
+    """A setting, or all of a group, as it can be compared; null is what a setting is that is not there."""
+    given = ((name, value) for name, value in config.items() if value is not None)
+    return tuple(sorted((name, quantities.plain(value)) for name, value in given if name == key or name.startswith(f"{key}.")))
 
 
 def fitted_anew(runs: Sequence[Run]) -> str:

@@ -123,6 +123,7 @@ AUTOENCODER = Stage(
     measures={
         "NLL and ELBO of these runs are not in the same nats": (
             "data.source",
+            "data.own",
             "data.resolution",
             "data.channels",
             "data.resize",

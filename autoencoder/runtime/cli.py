@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, set_parsing_settings
 
 from autoencoder.runtime.command_line import CommandLine
 from autoencoder.runtime.config_file import closest, plain, shipped_configs, to_yaml
@@ -63,7 +63,7 @@ def parse(
     if missing and not line.print_config:
         raise UsageError(_missing(parser, missing[0], positional))
     try:
-        given = arguments(config_class, values.__getitem__, without=missing)
+        given = arguments(config_class, values, without=missing)
         config = None if missing else config_class(**given)
     except ConfigError as error:
         raise line.located(error) from None
@@ -99,10 +99,16 @@ def _parser(config_class: type, prog: str, description: str, stage: str | None, 
     return parser
 
 
-def _typed(parser: ArgumentParser, line: CommandLine) -> Namespace:
-    """Every setting in its type, defaults included."""
+def _typed(parser: ArgumentParser, line: CommandLine) -> Callable[[str], Any]:
+    """Every setting by its key in its type, defaults included."""
+    own = _own_classes(line)
+    # jsonargparse would take a group with a `class_path` for a subclass of ours to choose: these two settings it only tells of.
+    for action in [action for action in parser._actions if action.dest in own or action.dest in line.classes]:
+        parser._actions.remove(action)
     nested: dict[str, Any] = {}
     for key, value in line.given.items():
+        if key in own:
+            continue
         *path, name = key.split(".")
         inner = nested
         for part in path:
@@ -119,11 +125,25 @@ def _typed(parser: ArgumentParser, line: CommandLine) -> Namespace:
         if match is None or match[1] not in line.given:
             raise UsageError(str(error)) from error
         raise _wrong_type(line, match[1]) from None
-    for key in line.given:
+    for key in [key for key in line.given if key not in own]:
         # jsonargparse lets null through for any type.
         if values[key] is None and not admits(line.types[key], type(None)):
             raise _wrong_type(line, key)
-    return values
+    return lambda key: own[key] if key in own else values[key]
+
+
+def _own_classes(line: CommandLine) -> dict[str, Any]:
+    """The settings of each `OwnClass` by dotted key, defaults included; ConfigError for one of another type."""
+    found: dict[str, Any] = {}
+    for group in line.classes:
+        path, arguments = f"{group}.class_path", f"{group}.init_args"
+        found |= {path: line.given.get(path), arguments: line.given.get(arguments, {})}
+        if not isinstance(found[path], str | None):
+            raise _wrong_type(line, path)
+        mapping = found[arguments]
+        if not isinstance(mapping, dict) or not all(isinstance(name, str) for name in mapping):
+            raise _wrong_type(line, arguments)
+    return found
 
 
 def _wrong_type(line: CommandLine, key: str) -> ConfigError:

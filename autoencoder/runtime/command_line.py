@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from autoencoder.runtime.config_file import closest, find_config, read_config
+from autoencoder.runtime.config_file import closest, find_config, read_config, read_value
 from autoencoder.runtime.errors import ConfigError, UsageError
-from autoencoder.runtime.settings import groups, settings, takes_list, words
+from autoencoder.runtime.own_class import with_entry
+from autoencoder.runtime.settings import class_groups, groups, settings, takes_list, words
 
 
 class CommandLine:
@@ -13,13 +14,15 @@ class CommandLine:
 
     `--KEY VALUE` and `--KEY=VALUE` override what files say; a later one overrides an earlier one. A
     switch (bool) needs no value. Keys are given whole: an abbreviation would change its meaning with
-    the next setting that is added.
+    the next setting that is added. A group that names a class (`OwnClass`) takes its path alone, `--KEY mypackage.Class`,
+    and arguments of the class one by one, `--KEY.init_args.NAME VALUE`, beside those that a file gives.
     """
 
     def __init__(self, argv: list[str], config_class: type, *, stage: str | None, positional: str | None) -> None:
         """Raises `UsageError` for keys that do not exist, values that are missing and files that cannot be read."""
         self.types = settings(config_class)
         self.groups = groups(config_class)
+        self.classes = class_groups(self.types)
         self.given: dict[str, Any] = {}
         self.files: dict[str, Path] = {}
         self.print_config = False
@@ -34,7 +37,7 @@ class CommandLine:
         return ConfigError(error.key, error.given, f"{error.remedy} (in {self.files[error.key]})")
 
     def _read(self, rest: list[str], stage: str | None, positional: str | None) -> None:
-        overrides: dict[str, Any] = {}
+        overrides: list[tuple[str, Any]] = []
         bare: list[str] = []
         while rest:
             token = rest.pop(0)
@@ -49,16 +52,42 @@ class CommandLine:
                 path = find_config(name, stage)
                 self._merge(read_config(path), path, "")
             else:
-                self._check_key(key, "")
-                overrides[key] = _listed(value if equals else self._setting_value(key, rest), self.types[key])
+                key = self._class_path(key)
+                argument = self._argument(key)
+                self._check_key(key if argument is None else argument[0], "")
+                overrides.append((key, value if equals else self._setting_value(key, rest)))
         if bare and positional is None:
             raise UsageError(f"{bare[0]}: an argument that belongs to no setting; give settings as --KEY VALUE")
         if bare and positional is not None:
-            overrides[positional] = bare
-        self.given |= overrides
-        self.files = {key: path for key, path in self.files.items() if key not in overrides}
+            overrides.append((positional, bare))
+        for key, value in overrides:
+            self._override(key, value)
+
+    def _override(self, key: str, value: Any) -> None:
+        """Take a setting from the command line; an argument of a class joins those that are given already."""
+        argument = self._argument(key)
+        if argument is not None:
+            key, name = argument
+            before = self.given.get(key)
+            self.given[key] = with_entry(before if isinstance(before, dict) else {}, name, read_value(value))
+        elif key.rpartition(".")[0] in self.classes and key.endswith(".init_args"):
+            self.given[key] = read_value(value)
+        else:
+            self.given[key] = _listed(value, self.types[key])
+        self.files.pop(key, None)
+
+    def _class_path(self, key: str) -> str:
+        """The class path for the group that it is of."""
+        return f"{key}.class_path" if key in self.classes else key
+
+    def _argument(self, key: str) -> tuple[str, str] | None:
+        """`(GROUP.init_args, NAME)` for `GROUP.init_args.NAME`, else None."""
+        group, found, name = key.partition(".init_args.")
+        return (f"{group}.init_args", name) if found and name and group in self.classes else None
 
     def _setting_value(self, key: str, rest: list[str]) -> Any:
+        if self._argument(key) is not None:
+            return _value(key, rest, "the value of this argument")
         if self.types[key] is bool and not (rest and rest[0].lower() in ("true", "false", "yes", "no")):
             return True
         return _value(key, rest, words(self.types[key]))
@@ -69,6 +98,7 @@ class CommandLine:
             if key in self.groups and isinstance(value, dict):
                 self._merge(value, file, f"{key}.")
                 continue
+            key = self._class_path(key)
             self._check_key(key, f" (in {file})")
             if self.files.get(key) is file:
                 raise UsageError(f"{file}: `{key}` is given twice")

@@ -68,6 +68,14 @@ def read_config(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_value(text: str) -> Any:
+    """A value as YAML writes it, such as `3`, `1e-3`, `[1, 2]` or `{a: 1}`; text that is no YAML is itself."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        return text
+
+
 def to_yaml(values: Mapping[str, object]) -> str:
     """Nested settings as YAML that `read_config` reads back unchanged; lists stand on one line."""
     return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=140)

@@ -125,7 +125,7 @@ def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, A
 
     def same(key: str) -> bool:
         before, now = old.get(key), new.get(key)
-        if key.endswith("images") and before is not None and now is not None:
+        if key.endswith("images") and ".init_args." not in key and before is not None and now is not None:
             return count(before, key) == count(now, key)
         return bool(before == now)
 

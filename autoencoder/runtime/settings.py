@@ -26,6 +26,11 @@ def groups(config_class: type) -> set[str]:
     return {".".join(parts[: n + 1]) for parts in keys for n in range(len(parts))}
 
 
+def class_groups(keys: Collection[str]) -> set[str]:
+    """Dotted keys of the groups that name a class of the user's own (`OwnClass`), among the dotted keys of all settings."""
+    return {key.removesuffix(".class_path") for key in keys if key.endswith(".class_path")}
+
+
 def required(config_class: type) -> list[str]:
     """Settings without a default (top level only: nested dataclasses have one as a whole)."""
     missing = dataclasses.MISSING
@@ -61,6 +66,8 @@ def words(annotation: Any) -> str:
         return _either([words(option) for option in options])
     if origin is tuple and Ellipsis not in options:
         return f"a list of {len(options)}: {', '.join(words(option) for option in options)}"
+    if origin is dict:
+        return "a mapping such as {width: 32, mode: fast}"
     if origin in (list, tuple):
         return f"a list such as [{'a, b' if options[0] is str else '1, 2'}], each {words(options[0])}"
     return str(annotation)
