@@ -1,7 +1,7 @@
 """The adversarial term: the discriminator, its start, and what keeps it from ruining a trained autoencoder. Torch-free."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from autoencoder.runtime.config import count
@@ -83,6 +83,11 @@ class AdversarialConfig:
     def on(self) -> bool:
         """Whether there is a discriminator."""
         return self.name != "none"
+
+    @property
+    def unused(self) -> list[str]:
+        """Settings away from their defaults that are there without a discriminator."""
+        return [] if self.on else [f.name for f in fields(self) if getattr(self, f.name) != f.default]
 
     @property
     def smallest_side(self) -> int:

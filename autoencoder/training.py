@@ -83,11 +83,13 @@ def introduction(config: TrainAutoencoderConfig, latent_shape: tuple[int, int, i
     trained_at = None if weights is None else _resolution_of(weights)
     if trained_at is not None and trained_at != config.data.resolution:
         told["notes"] = resolution_notes(config.objective, measured, trained_at=trained_at)
+    unused = config.objective.adversarial.unused
     return "\n".join(
         [
             f"data: {images:,} training images from {source}, {held_out:,} held out; crops of {config.data.resolution} pixels",
             f"objective: convention {config.objective.convention}",
             *lines(told),
+            *([f"objective.adversarial.name is none: {', '.join(unused)} beside it have no effect"] if unused else []),
             *([describe(config.experimental)] if config.experimental.parts else []),
         ]
     )

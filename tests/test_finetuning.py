@@ -198,7 +198,7 @@ TRAIN_DECODER = ["--model.pretrained=VAE", "--model.train=decoder"]
         ([*TRAIN_DECODER, "--objective.kl.free_bits=1"], "objective.kl.free_bits"),
         ([*TRAIN_DECODER, "--experimental.posterior=flow"], "experimental.posterior"),
         ([*TRAIN_DECODER, "--model.latent_channels=8"], "model.latent_channels: got 8; widening takes both halves"),
-        ([*TRAIN_DECODER, "--model.norm_groups=8"], "leave out model.norm_groups"),
+        ([*TRAIN_DECODER, "--model.norm_groups=8"], "model.norm_groups: got 8; it would have no effect"),
         (["--model.pretrained=VAE", "--model.scaling_factor=1"], "model.scaling_factor: got 1.0; leave it out"),
         (["--model.pretrained=VAE", "--model.train=encoder", "--objective.likelihood.scale=pixel"], "objective.likelihood.scale"),
         (["--model.variant=fp16"], "give model.pretrained with it"),
