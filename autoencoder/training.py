@@ -107,9 +107,10 @@ def _resolution_of(path: str) -> int | None:
 
 def preflight(config: TrainAutoencoderConfig) -> int:
     """Real steps, validation, checkpoint and export in a scratch folder; prints memory and expected hours."""
-    adversarial = config.objective.adversarial
+    adversarial, note = config.objective.adversarial, None
     if adversarial.on:
         # Both players from the first step on: what memory and hours have to allow for.
         at_once = dataclasses.replace(adversarial, start=0, warmup_images=0, ramp_images=0)
         config = dataclasses.replace(config, objective=dataclasses.replace(config.objective, adversarial=at_once))
-    return launch.preflight(config, train)
+        note = "players      the discriminator trained from the first step on, wherever it begins in the run: memory and hours are of both"
+    return launch.preflight(config, train, note)

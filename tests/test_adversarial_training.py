@@ -197,6 +197,13 @@ def test_what_cannot_be_is_refused(settings: list[str], message: str, tmp_path: 
     assert message in capsys.readouterr().err
 
 
+def test_preflight_says_that_memory_and_hours_are_those_of_both_players(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = [*SMALL, "--train.images=64", "--preflight", "--out", str(tmp_path / "run")]
+    for discriminator in ([], GAN):
+        assert train.main([*argv, *discriminator]) == 0
+        assert ("players      the discriminator trained from the first step on" in capsys.readouterr().out) == bool(discriminator)
+
+
 def test_evaluation_refuses_crops_on_which_lpips_has_no_features(
     unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
