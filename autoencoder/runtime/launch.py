@@ -190,7 +190,6 @@ def preflight(config: Any, train: Callable[[Any, RunFolder | None], int], note: 
         f"  memory       {memory / 2**30:.2f} GiB at most in a process ({describe(accelerator.device)})\n"
         f"  speed        {rate:.1f} images/s\n"
         f"  whole run    {total / rate / 3600:.2f} hours of training steps for {total:,} images\n"
-        f"  checkpoint   {checkpoint / 2**20:.0f} MiB each, {config.checkpoint.keep} kept"
-        + ("" if note is None else f"\n  {note}")
+        f"  checkpoint   {checkpoint / 2**20:.0f} MiB each, {config.checkpoint.keep} kept" + ("" if note is None else f"\n  {note}")
     )
     return code
