@@ -39,8 +39,9 @@ class TrainAutoencoderConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """Checkpoints."""
     init_from: str | None = None
-    """Start a new phase from the weights of a run, a checkpoint, a diffusers folder or a single file of the same architecture. They replace
-    those of `model.pretrained`; with `model.train=decoder` the latents stay those of `init_from`."""
+    """Start a new phase from the weights of a run, a checkpoint, a diffusers folder or a single file of the same architecture; optimiser,
+    learning-rate schedule and image count start anew. They replace those of `model.pretrained`; with `model.train=decoder` the latents
+    stay those of `init_from`."""
     resume: Literal["auto", "never"] = "auto"
     """`auto` goes on where the folder's newest complete checkpoint ends; `never` refuses a used folder."""
     preflight: bool = False

@@ -197,7 +197,7 @@ TRAIN_DECODER = ["--model.pretrained=VAE", "--model.train=decoder"]
         ([*TRAIN_DECODER, "--objective.kl.schedule=linear", "--objective.kl.anneal_images=9"], "objective.kl.schedule: got 'linear'"),
         ([*TRAIN_DECODER, "--objective.kl.free_bits=1"], "objective.kl.free_bits"),
         ([*TRAIN_DECODER, "--experimental.posterior=flow"], "experimental.posterior"),
-        ([*TRAIN_DECODER, "--model.latent_channels=8"], "model.latent_channels: got 8; widening takes both halves"),
+        ([*TRAIN_DECODER, "--model.latent_channels=2"], "model.latent_channels: got 2; another number takes both halves"),
         ([*TRAIN_DECODER, "--model.norm_groups=8"], "model.norm_groups: got 8; it would have no effect"),
         (["--model.pretrained=VAE", "--model.scaling_factor=1"], "model.scaling_factor: got 1.0; leave it out"),
         (["--model.pretrained=VAE", "--model.train=encoder", "--objective.likelihood.scale=pixel"], "objective.likelihood.scale"),
