@@ -1,7 +1,7 @@
 """The adversarial term: the discriminator, its start, and what keeps it from ruining a trained autoencoder. Torch-free."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from autoencoder.runtime.config import count
@@ -83,8 +83,6 @@ class AdversarialConfig:
         require(0 <= self.r1 < math.inf, "r1", self.r1, "give a finite gamma, 0 or more")
         require(self.r1_every >= 1, "r1_every", self.r1_every, "give at least 1")
         if self.own.given:
-            remedy = "name says its losses: give objective.adversarial.name=hinge or non_saturating with it, or leave it out"
-            require(self.on, "own.class_path", self.own.class_path, remedy)
             for key in ("width", "layers", "norm"):
                 given, remedy = getattr(self, key), "it is of our discriminator, not of your own: leave it out, or give it in own.init_args"
                 require(given == getattr(AdversarialConfig, key), key, given, remedy)
@@ -93,6 +91,11 @@ class AdversarialConfig:
     def on(self) -> bool:
         """Whether there is a discriminator."""
         return self.name != "none"
+
+    @property
+    def unused(self) -> list[str]:
+        """Settings away from their defaults that are there without a discriminator."""
+        return [] if self.on else [f.name for f in fields(self) if getattr(self, f.name) != getattr(AdversarialConfig(), f.name)]
 
     @property
     def smallest_side(self) -> int:

@@ -20,7 +20,8 @@ from autoencoder.runtime.errors import UsageError
 LIKELIHOOD = "likelihood.safetensors"
 PREPROCESSING = "preprocessing.json"
 SCALE_UNKNOWN = "scaling_factor_unknown"
-"""Key in it, true where the scaling factor in `config.json` is not that of the latents: an exported checkpoint's, not yet measured."""
+"""Key in it, true where the scaling factor in `config.json` is not that of the latents: an exported checkpoint's, not yet measured, or that
+of a single file that does not tell it. The recipe may be missing beside it."""
 
 
 def preprocessing(data: DataConfig, levels: int) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def save_autoencoder(
     if dtype != torch.float32:
         vae = copy.deepcopy(vae).to(dtype)
     save_stock(narrow(vae), folder)
-    (folder / PREPROCESSING).write_text(json.dumps(described, indent=1))
+    save_preprocessing(described, folder)
     if likelihood is not None:
         (folder / LIKELIHOOD).write_bytes(_likelihood_file(likelihood, vae))
 
@@ -103,6 +104,11 @@ def attach_scales(vae: AutoencoderKL, folder: Path) -> None:
     rows = load_file(path)
     if set(rows) == set(CONV_OUT):
         add_scale_rows(vae, rows)
+
+
+def save_preprocessing(preprocessing: dict[str, Any], folder: Path) -> None:
+    """Write what `load_preprocessing` reads."""
+    (folder / PREPROCESSING).write_text(json.dumps(preprocessing, indent=1))
 
 
 def load_preprocessing(folder: Path) -> dict[str, Any] | None:

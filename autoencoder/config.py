@@ -1,17 +1,19 @@
 """The autoencoder stage's configuration. Torch-free: every command's --help is built from it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
+from autoencoder.adversarial_config import AdversarialConfig
 from autoencoder.data_config import DataConfig
 from autoencoder.equivariance_config import check_equivariance
 from autoencoder.experimental.config import ExperimentalConfig, check_objective
 from autoencoder.freezing import check_frozen
 from autoencoder.lpips_weights import backbone_bands, check_side
-from autoencoder.model_config import ModelConfig
+from autoencoder.model_config import SHAPE, ModelConfig
 from autoencoder.objective_config import ObjectiveConfig
 from autoencoder.runtime.config import CheckpointConfig, LogConfig, OptimizerConfig, TrainConfig
 from autoencoder.runtime.errors import require
+from autoencoder.runtime.idle import Idle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +39,9 @@ class TrainAutoencoderConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """Checkpoints."""
     init_from: str | None = None
-    """Start a new phase from the weights of a run, a checkpoint, a diffusers folder or a single file of the same architecture. They replace
-    those of `model.pretrained`; with `model.train=decoder` the latents stay those of `init_from`."""
+    """Start a new phase from the weights of a run, a checkpoint, a diffusers folder or a single file of the same architecture; optimiser,
+    learning-rate schedule and image count start anew. They replace those of `model.pretrained`; with `model.train=decoder` the latents
+    stay those of `init_from`."""
     resume: Literal["auto", "never"] = "auto"
     """`auto` goes on where the folder's newest complete checkpoint ends; `never` refuses a used folder."""
     preflight: bool = False
@@ -81,3 +84,23 @@ class TrainAutoencoderConfig:
             require(self.data.resolution >= least, "data.resolution", self.data.resolution, remedy)
             remedy = "the discriminator's gradients have no loss scale: give bf16 or fp32"
             require(self.train.precision != "fp16", "train.precision", self.train.precision, remedy)
+
+
+IDLE = (
+    Idle(
+        "model.pretrained",
+        lambda pretrained: pretrained is not None,
+        ("model.preset", *(f"model.{key}" for key in SHAPE)),
+        "model.pretrained={value} brings a network of its own shape. Leave it out, or give model.pretrained=null for fresh weights",
+    ),
+    Idle(
+        "objective.adversarial.name",
+        lambda name: name == "none",
+        (
+            *(f"objective.adversarial.{f.name}" for f in fields(AdversarialConfig) if f.name not in ("name", "own")),
+            "objective.adversarial.own.class_path",
+        ),
+        "objective.adversarial.name is none, so that there is no discriminator. Give a name (hinge or non_saturating), or leave it out",
+    ),
+)
+"""What has no effect beside what."""

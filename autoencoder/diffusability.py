@@ -14,11 +14,9 @@ from autoencoder.metrics import psnr
 from autoencoder.model import AutoencoderKL, decode, decoded_at_once, downsampling, encode
 from autoencoder.pixel_recipe import PixelRecipe
 from autoencoder.posterior import DiagonalGaussian
-from autoencoder.probing import spread_batches
+from autoencoder.probing import MOST_CROPS, spread_batches
 from autoencoder.spectrum import Spectrum
 
-MOST_CROPS = 64
-"""Crops that it is measured on, spread over the images."""
 TRANSFORMATIONS = ((0.5, 0), (0.75, 0), (1.0, 1), (1.0, 2), (1.0, 3), (0.5, 1))
 """(scale, quarter turns). Where the latents' side times the scale is no whole number, the nearest is taken."""
 

@@ -37,5 +37,8 @@ def _encode(argv: list[str] | None) -> int:
         from autoencoder.latents.encoding import encode_dataset
 
         return encode_dataset(config, folder)
+    except UsageError:
+        folder.withdraw()
+        raise
     finally:
         folder.close()

@@ -110,6 +110,8 @@ def _export(argv: list[str] | None) -> int:
         save_single_file(vae, out, preprocessing=described, scale_known=known, dtype=dtype)
     elif recipe is None:
         artifact.save_stock(model.narrow(vae).to(dtype), out)
+        if not known:
+            artifact.save_preprocessing({artifact.SCALE_UNKNOWN: True}, out)
     else:
         told = recipe if known else {**recipe, artifact.SCALE_UNKNOWN: True}
         artifact.save_autoencoder(vae, out, preprocessing=told, likelihood=opened.likelihood, dtype=dtype)
@@ -138,10 +140,11 @@ def _audit(vae: "AutoencoderKL", preprocessing: dict[str, Any] | None, config: E
     from autoencoder.data.loader import ValidationSet
     from autoencoder.data.sources import open_evaluation
     from autoencoder.evaluation_text import headroom
-    from autoencoder.headroom import MOST_CROPS, measure_headroom
+    from autoencoder.headroom import measure_headroom
     from autoencoder.measuring import crops_of
     from autoencoder.model import downsampling
     from autoencoder.obeying import obeying
+    from autoencoder.probing import MOST_CROPS
 
     assert config.audit is not None
     resolution, recipe = config.audit_resolution, pixels_of(vae, preprocessing)

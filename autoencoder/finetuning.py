@@ -13,6 +13,7 @@ from autoencoder.network_file import NetworkFile, load_network_file
 from autoencoder.obeying import described
 from autoencoder.pixel_recipe import PixelRecipe, recipe_of
 from autoencoder.pretrained import Pretrained, load_weights, open_pretrained
+from autoencoder.runtime.config import ANEW
 from autoencoder.runtime.errors import ConfigError, require
 from autoencoder.widening import widen_images, widen_latents
 
@@ -50,6 +51,8 @@ def origin(config: TrainAutoencoderConfig, run: Path, *, starts: bool) -> Origin
     own_scales = config.objective.likelihood.scale == "pixel" and channels == config.data.channels
     found = Origin(source.vae if own_scales else narrow(source.vae))
     assert found.vae is not None
+    if model.preset != ModelConfig().preset:
+        found.notes.append(f"model.preset={model.preset} has no effect: the network is that of {model.pretrained}")
     if config.data.channels != channels:
         remedy = f"model.train={model.train} keeps the network for {channels}: give {channels}, or model.train=all"
         require(model.train == "all", "data.channels", config.data.channels, remedy)
@@ -66,6 +69,7 @@ def take_weights(module: Autoencoder, config: TrainAutoencoderConfig, found: Ori
     """Give `module` the weights of `init_from`, and with a frozen encoder the latents that go with them."""
     if config.init_from is None:
         return
+    found.notes.append(f"init_from: {config.init_from} gives weights; {ANEW}")
     notes = load_weights(module.vae, config.init_from), start_from(module, config.init_from)
     found.notes += [note for note in notes if note]
     if config.model.train == "decoder":

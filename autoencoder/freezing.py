@@ -35,7 +35,7 @@ def check_frozen(model: ModelConfig, init_from: str | None, objective: Objective
     frozen = f"model.train={model.train}"
     if model.pretrained is None and init_from is None:
         raise ConfigError("model.train", model.train, "a fresh network is random where it is frozen: give model.pretrained or init_from")
-    remedy = f"widening takes both halves, {frozen} trains one: leave it out, or give model.train=all"
+    remedy = f"another number takes both halves, {frozen} trains one: leave it out, or give model.train=all, which takes more, not fewer"
     require(model.pretrained is None or model.latent_channels is None, "model.latent_channels", model.latent_channels, remedy)
     if model.train == "decoder":
         _check_frozen_encoder(objective, experimental)

@@ -14,15 +14,13 @@ from torch import Tensor, nn
 from autoencoder.data.loader import ValidationSet
 from autoencoder.model import AutoencoderKL, decode, decoded_at_once, encode
 from autoencoder.pixel_recipe import PixelRecipe
-from autoencoder.probing import spread_batches
+from autoencoder.probing import MOST_CROPS, spread_batches
 from autoencoder.runtime.errors import UsageError
 
 FP16_LARGEST = 65504.0
 """The largest finite fp16 number."""
 ENOUGH = 8.0
 """Headroom from which fp16 is trusted: three doublings for images unlike those that were measured, and for sums inside a layer."""
-MOST_CROPS = 64
-"""Crops that it is measured on, spread over the images."""
 LISTED = 5
 """Layers that are listed, those with the largest activations."""
 

@@ -31,8 +31,9 @@ class InspectConfig:
     nodata: float | None = None
     """Value that marks missing ones, where the files do not say so (GDAL's tag of TIFFs) and it is not NaN."""
     range: Literal["auto", "full", "common", "each"] = "auto"
-    """What becomes [-1, 1]. `full`: the integer type's whole range; `common`: one range for all bands, from the percentiles of all; `each`:
-    each band's own. `auto`: full for 8 bits, and for 16 where a quarter is used; else common for integers, each for floating point."""
+    """What becomes [-1, 1]. `full`: the integer type's whole range; `common`: one range for all bands, from the lowest of their lower
+    percentiles to the highest of their upper ones; `each`: each band's own. `auto`: full for 8 bits, and for 16 where a quarter is used;
+    else common for integers, each for floating point."""
     percentiles: tuple[float, float] = (0.1, 99.9)
     """Ends of a range that is not full: percentiles of the values; what lies beyond is clipped."""
     out: str | None = None

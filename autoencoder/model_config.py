@@ -19,7 +19,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "attention_levels": 1,
     },
 }
-_SHAPE = ("block_out_channels", "layers_per_block", "attention", "norm_groups")
+SHAPE = ("block_out_channels", "layers_per_block", "attention", "norm_groups")
 """What a pretrained network keeps of its own."""
 
 
@@ -28,7 +28,7 @@ class ModelConfig:
     """The network: a diffusers AutoencoderKL."""
 
     preset: Literal["tiny", "kl-f4", "kl-f8", "kl-f16"] = "kl-f8"
-    """Published widths (`kl-*`, LDM) or `tiny` for two cores."""
+    """Published widths (`kl-*`, LDM) or `tiny` for two cores; not beside `pretrained`."""
     pretrained: str | None = None
     """What to take network and weights from, instead of a preset: a run, a checkpoint, a diffusers folder, a hub id, or a safetensors
     file with LDM's names."""
@@ -58,12 +58,12 @@ class ModelConfig:
     """Groups of every GroupNorm; must divide each width. Null takes the preset's."""
 
     def __post_init__(self) -> None:
-        overrides = [k for k in _SHAPE if getattr(self, k) is not None]
+        overrides = [k for k in SHAPE if getattr(self, k) is not None]
         require(
             self.pretrained is None or not overrides,
             "pretrained",
             self.pretrained,
-            f"a pretrained network keeps its own shape: leave out model.{', model.'.join(overrides)}",
+            f"a pretrained network keeps its own shape: leave out model.{', model.'.join(overrides)}, or give null where a file has them",
         )
         for key in ("subfolder", "revision", "variant"):
             given = getattr(self, key)
@@ -99,7 +99,7 @@ class ModelConfig:
 
     def shape(self) -> dict[str, Any]:
         """The preset with the overrides in it."""
-        named = {k: getattr(self, k) for k in (*_SHAPE, "latent_channels")}
+        named = {k: getattr(self, k) for k in (*SHAPE, "latent_channels")}
         return {"attention_levels": 0, "norm_groups": 32} | PRESETS[self.preset] | {k: v for k, v in named.items() if v is not None}
 
     def factor(self) -> int:

@@ -68,7 +68,8 @@ def open_pretrained(
     attach_scales(vae, folder)
     preprocessing = load_preprocessing(folder)
     known = preprocessing is None or not preprocessing.pop(SCALE_UNKNOWN, False)
-    return Pretrained(vae, load_likelihood(folder), preprocessing, known)
+    # What came from a file without a recipe has nothing else there.
+    return Pretrained(vae, load_likelihood(folder), preprocessing or None, known)
 
 
 def _from_diffusers(path: str, **where: str | None) -> AutoencoderKL:

@@ -20,8 +20,8 @@ from autoencoder.pixel_recipe import PixelRecipe
 from autoencoder.prior import StandardNormal
 from autoencoder.runtime.errors import UsageError
 
-MOST_FOR_ERRORS = 64
-"""Crops that sample errors are averaged over."""
+MOST_CROPS = 64
+"""Crops that sample errors, equivariance, spectra and fp16 headroom are measured on, spread over the images."""
 MOST_AT_ONCE = 16
 """Crops that are refined together: more are hardly faster and would hide the progress."""
 
@@ -32,14 +32,14 @@ def sample_errors(
 ) -> tuple[float, float]:
     """Mean |e| and mean e**2 over the values of images reconstructed from a posterior sample, where images span [-1, 1]."""
     absolute, squared, values = 0.0, 0.0, 0
-    for batch, images, valid in spread_batches(crops, recipe, MOST_FOR_ERRORS, decoded_at_once(crops.side), device):
+    for batch, images, valid in spread_batches(crops, recipe, MOST_CROPS, decoded_at_once(crops.side), device):
         posterior, noise = encode(vae, images), batch.noise[batch.weight > 0].to(device)
         latents = posterior.sample(noise) if family is None else family.sample(posterior, noise)[0]
         error = (images - filled(decode(vae, latents), images, valid)).double()
         observed = error.numel() if valid is None else int(valid.sum()) * images.shape[1]
         absolute, squared, values = absolute + error.abs().sum().item(), squared + error.square().sum().item(), values + observed
     if not values:
-        raise UsageError(f"none of the {min(MOST_FOR_ERRORS, len(crops))} crops that errors are measured on can be read")
+        raise UsageError(f"none of the {min(MOST_CROPS, len(crops))} crops that errors are measured on can be read")
     return absolute / values, squared / values
 
 

@@ -22,7 +22,8 @@ class ReconstructConfig:
     """Instead of `input`: a folder of latents, or a safetensors file with `mean` or `latents` (N, c, h, w), unscaled."""
     out: str
     """Folder for the pictures: NAME.png, original left and reconstruction right, and NAME.tif, the reconstruction in source values, where a
-    picture does not hold all of it (16 bits, other channels than 1 and 3, a stated range); of latents ID.png each, and grid.png."""
+    picture does not hold all of it (16 bits, other channels than 1 and 3, a stated range); of latents ID.png and ID.tif alike, and
+    grid.png."""
     rows: int | None = 64
     """Rows of latents to decode, spread evenly; null decodes all."""
     allow_vae_mismatch: bool = False
@@ -109,7 +110,7 @@ def _images(config: ReconstructConfig, input: str, model: str) -> int:
     root = given if given.is_dir() else given.parent
     make_folder(Path(config.out), "the pictures")
     require(Path(config.out).resolve() != root.resolve(), "out", config.out, "the images themselves are there; give another folder")
-    written, misfits = 0, 0
+    written, misfits, skipped = 0, 0, list[str]()
     for path in tqdm(paths, unit="img", disable=None if len(paths) > 1 else True):
         try:
             decoded = decode_image(path, recipe)
@@ -119,17 +120,30 @@ def _images(config: ReconstructConfig, input: str, model: str) -> int:
                 raise refusal(
                     recipe, model, key="input", given=input, finding=f"{path.name} does not fit: {str(error).partition(';')[0]}"
                 ) from error
-            tqdm.write(f"skipped {path}: {error}")
+            # Said once there is a picture: of a folder of misfits one message is enough.
+            skipped.append(f"skipped {path}: {error}")
             continue
         whole = Whole.of(decoded.pixels, decoded.valid, recipe, device)
         reconstruction = reconstruct(vae, whole.images, tile=config.tile, mode=mode)
         picture = Path(config.out) / path.relative_to(root).with_suffix(".png")
         save_picture(whole, reconstruction, picture, preview=preview)
         if not fits_png(whole.recipe):
-            save_values(whole, reconstruction, picture.with_suffix(".tif"), decoded.dtype, decoded.nodata)
+            valid = None if whole.valid is None else whole.valid[0, 0]
+            tiff = picture.with_suffix(".tif")
+            save_values(reconstruction[0], whole.recipe, tiff, decoded.dtype, valid=valid, nodata=decoded.nodata)
         height, width = decoded.pixels.shape[:2]
+        _write(skipped)
         tqdm.write(f"{path.relative_to(root)}  {width} x {height}  {quality(whole, reconstruction):.2f} dB")
         written += 1
+    _write(skipped)
     if not written:
         raise UsageError(f"input: none of the {len(paths)} images in {input} could be read; the reasons are above")
     return 0
+
+
+def _write(lines: list[str]) -> None:
+    """Print the lines beside the progress bar, once."""
+    from tqdm import tqdm
+
+    while lines:
+        tqdm.write(lines.pop(0))

@@ -85,24 +85,39 @@ def fits_png(recipe: PixelRecipe) -> bool:
     return recipe.eight_bit and recipe.channels in (1, 3) and not recipe.may_miss
 
 
-def save_values(whole: Whole, reconstruction: Tensor, path: Path, dtype: np.dtype, nodata: float | None) -> None:
-    """Write a reconstruction's source values as a TIFF of `dtype`, a band a channel; integers are rounded.
+def save_values(
+    reconstruction: Tensor, recipe: PixelRecipe, path: Path, dtype: np.dtype, *, valid: Tensor | None = None, nodata: float | None = None
+) -> None:
+    """Write the source values of a reconstruction (C, H, W) in [-1, 1] as a TIFF of `dtype`, a band a channel; integers are rounded.
 
-    Missing pixels get the mark `nodata`, which the file names as GDAL does; floating-point ones without one NaN, integers 0.
+    Pixels missing by `valid` (H, W) get the mark `nodata`, which the file names as GDAL does; floating-point ones without one NaN,
+    integers 0.
     """
     import tifffile
 
-    values = to_values(reconstruction, whole.recipe)[0].cpu().permute(1, 2, 0).double().numpy()
+    values = to_values(reconstruction, recipe).cpu().permute(1, 2, 0).double().numpy()
     if np.issubdtype(dtype, np.integer):
         held = np.iinfo(dtype)
         values = values.round().clip(held.min, held.max)
-    if whole.valid is not None:
-        values[~whole.valid[0, 0].cpu().numpy()] = nodata if nodata is not None else 0 if np.issubdtype(dtype, np.integer) else np.nan
+    if valid is not None:
+        values[~valid.cpu().numpy()] = nodata if nodata is not None else 0 if np.issubdtype(dtype, np.integer) else np.nan
     marked = [(GDAL_NODATA, "s", 0, f"{nodata:g}", True)] if nodata is not None else []
     path.parent.mkdir(parents=True, exist_ok=True)
     layout: dict[str, Any] = {"planarconfig": "contig"} if values.shape[2] > 1 else {}
     written = values.astype(dtype) if layout else values[:, :, 0].astype(dtype)
     tifffile.imwrite(path, written, photometric="minisblack", extratags=marked, metadata=None, **layout)
+
+
+def dtype_of(recipe: PixelRecipe) -> np.dtype:
+    """The smallest type of the values that the recipe takes, where no file tells: an integer's, or float32 for continuous ones."""
+    if not recipe.levels:
+        return np.dtype(np.float32)
+    low, high = (0, recipe.levels - 1) if recipe.low is None or recipe.high is None else (min(recipe.low), max(recipe.high))
+    for kind in ("uint8", "uint16", "int16", "int32"):
+        held = np.iinfo(kind)
+        if held.min <= low and high <= held.max:
+            return np.dtype(kind)
+    return np.dtype(np.int64)
 
 
 GDAL_NODATA = 42113

@@ -12,6 +12,7 @@ from torch import Tensor
 from autoencoder.ldm_names import PARTS, differing, find_prefix, ldm_name, network_config
 from autoencoder.model import AutoencoderKL, stock_config, stock_state
 from autoencoder.runtime.errors import UsageError, first_line
+from autoencoder.runtime.files import partial, put
 
 METADATA = "firststage"
 """The one key of the metadata; several would come out in random order, and equal autoencoders should be equal files."""
@@ -39,14 +40,15 @@ def save_single_file(
 ) -> None:
     """Write `vae` without log scales, in `dtype`, with its configuration and pixel recipe in the metadata.
 
-    A scaling factor that nobody knows is left out of it: readers then ask.
+    A scaling factor that nobody knows is left out of it: readers then ask. What is at `path` stays until the new file is whole.
     """
     tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in to_ldm(vae).items()}
     config = stock_config(vae)
     if not scale_known:
         del config["scaling_factor"]
     told = {"config": dict(sorted(config.items())), "preprocessing": preprocessing}
-    path.write_bytes(save(tensors, metadata={METADATA: json.dumps(told)}))
+    partial(path).write_bytes(save(tensors, metadata={METADATA: json.dumps(told)}))
+    put(path)
 
 
 def load_single_file(path: Path) -> SingleFile:

@@ -1,6 +1,6 @@
 """`train_autoencoder`: parse, check, and only then import what is heavy."""
 
-from autoencoder.config import TrainAutoencoderConfig
+from autoencoder.config import IDLE, TrainAutoencoderConfig
 from autoencoder.data.paths import check_source
 from autoencoder.lpips_weights import lpips_weights_path
 from autoencoder.model_path import check_model, checkpoint_weights
@@ -40,7 +40,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def _train(argv: list[str] | None) -> int:
     config = cli.parse(
-        TrainAutoencoderConfig, argv, prog="firststage train_autoencoder", description="Train a KL-VAE on images.", stage="autoencoder"
+        TrainAutoencoderConfig,
+        argv,
+        prog="firststage train_autoencoder",
+        description="Train a KL-VAE on images.",
+        stage="autoencoder",
+        idle=IDLE,
     )
     check(config)
     return start(config, "autoencoder.training")

@@ -87,11 +87,13 @@ def introduction(config: TrainAutoencoderConfig, latent_shape: tuple[int, int, i
     trained_at = None if weights is None else _resolution_of(weights)
     if trained_at is not None and trained_at != config.data.resolution:
         told["notes"] = resolution_notes(config.objective, measured, trained_at=trained_at)
+    unused = config.objective.adversarial.unused
     return "\n".join(
         [
             f"data: {images:,} training images from {source}, {held_out:,} held out; crops of {config.data.resolution} pixels",
             f"objective: convention {config.objective.convention}",
             *lines(told),
+            *([f"objective.adversarial.name is none: {', '.join(unused)} beside it have no effect"] if unused else []),
             *([describe(config.experimental)] if config.experimental.parts else []),
         ]
     )
@@ -109,9 +111,10 @@ def _resolution_of(path: str) -> int | None:
 
 def preflight(config: TrainAutoencoderConfig) -> int:
     """Real steps, validation, checkpoint and export in a scratch folder; prints memory and expected hours."""
-    adversarial = config.objective.adversarial
+    adversarial, note = config.objective.adversarial, None
     if adversarial.on:
         # Both players from the first step on: what memory and hours have to allow for.
         at_once = dataclasses.replace(adversarial, start=0, warmup_images=0, ramp_images=0)
         config = dataclasses.replace(config, objective=dataclasses.replace(config.objective, adversarial=at_once))
-    return launch.preflight(config, train)
+        note = "players      the discriminator trained from the first step on, wherever it begins in the run: memory and hours are of both"
+    return launch.preflight(config, train, note)

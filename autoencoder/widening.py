@@ -25,7 +25,10 @@ def widen_latents(vae: AutoencoderKL, channels: int) -> str:
     """
     old = int(vae.config["latent_channels"])
     if channels < old:
-        remedy = f"the pretrained network has {old}, which cannot be taken away: give {old} or more, or null"
+        remedy = (
+            f"the pretrained network has {old} and cannot be narrowed: give null to keep them, more than {old} to widen it, or "
+            "model.pretrained=null for a network of fewer from fresh weights"
+        )
         raise ConfigError("model.latent_channels", channels, remedy)
     # Where the old moments are among the 2c of the wider network, and the old latents among its c.
     moments, latents = torch.cat((torch.arange(old), channels + torch.arange(old))), torch.arange(old)

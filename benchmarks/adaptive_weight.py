@@ -7,31 +7,24 @@ benchmarks/results/adaptive-weight-<device>.json.
 
 import argparse
 import json
-import re
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+import frame
+import torch
+from torch import Tensor
 
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
-
-from autoencoder.adversarial.game import Game  # noqa: E402
-from autoencoder.adversarial.losses import discriminator_loss, generator_loss  # noqa: E402
-from autoencoder.adversarial_config import AdversarialConfig  # noqa: E402
-from autoencoder.config import ModelConfig  # noqa: E402
-from autoencoder.model import Autoencoder, build  # noqa: E402
-from autoencoder.objective import Objective  # noqa: E402
-from autoencoder.objective_config import ObjectiveConfig, PerceptualConfig  # noqa: E402
-from autoencoder.perceptual import build_perceptual  # noqa: E402
-from autoencoder.posterior import DiagonalGaussian  # noqa: E402
-from autoencoder.runtime.device import describe  # noqa: E402
-from autoencoder.runtime.versions import versions  # noqa: E402
+from autoencoder.adversarial.game import Game
+from autoencoder.adversarial.losses import discriminator_loss, generator_loss
+from autoencoder.adversarial_config import AdversarialConfig
+from autoencoder.config import ModelConfig
+from autoencoder.model import Autoencoder, build
+from autoencoder.objective import Objective
+from autoencoder.objective_config import ObjectiveConfig, PerceptualConfig
+from autoencoder.perceptual import build_perceptual
+from autoencoder.posterior import DiagonalGaussian
 
 KL_WEIGHT = 1e-6
 
@@ -67,7 +60,7 @@ class Step:
             width=options.width,
         )
         shape = (3, options.resolution, options.resolution)
-        return Game(config, layer=self.layer, shape=shape, batch_size=options.batch, seed=0, pace=lambda images: 1.0, device=device)
+        return Game(config, layer=self.layer, shape=shape, batch_size=options.batch, seed=0, device=device)
 
     def ours(self, weighting: str) -> Tensor:
         """The project's objective and its opponent."""
@@ -116,7 +109,7 @@ class Step:
 
 def main() -> None:
     """Measure and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = frame.parser(__doc__)
     parser.add_argument("--preset", default="tiny", choices=["tiny", "kl-f4", "kl-f8", "kl-f16"])
     parser.add_argument("--resolution", type=int, default=32)
     parser.add_argument("--batch", type=int, default=8)
@@ -139,9 +132,9 @@ def main() -> None:
                 seconds[name].append(taken)
     medians = {name: statistics.median(taken) for name, taken in seconds.items()}
     added = {who: medians[f"{who}, step"] - medians[f"{who}, fixed"] for who in ("plain", "ours")}
+    device_name = frame.device_name()
     result = {
-        "device": describe(device),
-        "versions": versions(),
+        **frame.made_with(device_name),
         "setting": {key: getattr(options, key) for key in ("preset", "resolution", "batch", "width", "lpips", "rounds")},
         "milliseconds_a_step": {name: round(1000 * median, 2) for name, median in medians.items()},
         "milliseconds_of_the_adaptive_weight": {who: round(1000 * value, 2) for who, value in added.items()},
@@ -150,11 +143,9 @@ def main() -> None:
         "relative_difference": abs(weights["ours, step"] / weights["plain, step"] - 1),
     }
     print(json.dumps(result, indent=1))
-    kind = re.sub(r"\W+", "-", describe(device).lower()).strip("-")
-    file = ROOT / "benchmarks" / "results" / f"adaptive-weight-{kind}.json"
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written to {file.relative_to(ROOT)}")
+    file = frame.result_file("adaptive-weight", device_name)
+    frame.write(file, result)
+    frame.say_written(file)
 
 
 if __name__ == "__main__":

@@ -10,15 +10,13 @@ on, or is measured as it is.
 import argparse
 import json
 import os
-import re
 import resource
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+import frame
 
 CONSTANT = ["--objective.kl.schedule=constant", "--objective.kl.anneal_images=0"]
 HALF = ["--train.images=120k", "--objective.kl.anneal_images=48k"]
@@ -50,7 +48,7 @@ def command(*argv: str) -> float:
     """Run a firststage command on one thread; the CPU seconds that it took. Ends the benchmark where it fails."""
     code = "import sys; from diffusion.command import main; sys.exit(main(sys.argv[1:]))"
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-c", code, *argv], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
+    subprocess.run([sys.executable, "-c", code, *argv], cwd=frame.ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -109,7 +107,7 @@ def draw(runs: dict[str, Any], file: Path) -> None:
 
 def main() -> None:
     """Measure, write and draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = frame.parser(__doc__)
     parser.add_argument("--train", help="training images: a parquet glob or a folder")
     parser.add_argument("--test", help="test images, alike")
     parser.add_argument("--runs", type=Path, help="folder for the runs")
@@ -120,22 +118,16 @@ def main() -> None:
         print("cifar10: left out; give --train, --test and --runs to measure it")
         return
 
-    import torch
-
-    from autoencoder.runtime.device import describe
-    from autoencoder.runtime.versions import versions
-
-    device = f"{describe(torch.device('cpu')).split(',')[0]}, 1 thread"
-    kind = re.sub(r"\W+", "-", device.lower()).strip("-")
-    file = ROOT / "benchmarks" / "results" / f"cifar10-{kind}.json"
-    result = {"device": device, "versions": versions(), "runs": json.loads(file.read_text())["runs"] if file.exists() else {}}
+    device = frame.device_name(one_thread=True)
+    file = frame.result_file("cifar10", device)
+    result = {**frame.made_with(device), "runs": json.loads(file.read_text())["runs"] if file.exists() else {}}
     wanted = options.only or [*SCALES, *FAMILIES]
     for name, setting in SCALES.items():
         if name in wanted:
             folder = options.runs / folder_name(name)
             train(folder, options, *setting)
             result["runs"][name] = figures(folder, options)
-            file.write_text(json.dumps(result, indent=1) + "\n")
+            frame.write(file, result)
     for name, (cost, setting) in FAMILIES.items():
         if name in wanted:
             folder = options.runs / folder_name(name)
@@ -143,9 +135,9 @@ def main() -> None:
             start = f"--init_from={options.runs / 'pixel'}"
             train(folder, options, start, f"--train.images={images}", f"--log.validate_every_images={images}", *ONWARD, *setting)
             result["runs"][name] = figures(folder, options, None if name == "plain" else options.runs / "plain")
-            file.write_text(json.dumps(result, indent=1) + "\n")
-    draw(result["runs"], ROOT / "docs" / "images" / "cifar10.png")
-    print(f"written to {file.relative_to(ROOT)} and docs/images/cifar10.png")
+            frame.write(file, result)
+    draw(result["runs"], frame.ROOT / "docs" / "images" / "cifar10.png")
+    frame.say_written(file, " and docs/images/cifar10.png")
 
 
 if __name__ == "__main__":

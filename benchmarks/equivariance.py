@@ -4,21 +4,14 @@ Writes benchmarks/results/equivariance-<device>.json: equivariance errors of dec
 KL on held-out crops, and time.
 """
 
-import argparse
 import json
-import re
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+import frame
 
-from autoencoder import train  # noqa: E402
-
-QUIET = ["--config=demo", "--log.trackers=[]", "--checkpoint.every_images=null", "--checkpoint.every_minutes=null"]
 RECIPES = {
     "off": [],
     "share 0.5, weight 1": ["--objective.equivariance.share=0.5"],
@@ -47,39 +40,31 @@ def figures(folder: Path, seconds: float) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = frame.parser(__doc__)
     parser.add_argument("--images", type=int, default=12_000, help="length of each run in training images")
     parser.add_argument("--init_from", help="a finished run of the demo to start from, at a third of its learning rates")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0], help="a run of each recipe for each of them")
     parser.add_argument("--only", nargs="*", choices=list(RECIPES), help="recipes to run; the others stay as the result file has them")
     options = parser.parse_args()
 
-    import torch
-
-    from autoencoder.runtime.device import describe
-    from autoencoder.runtime.versions import versions
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind = re.sub(r"\W+", "-", describe(device).lower()).strip("-")
-    file = ROOT / "benchmarks" / "results" / f"equivariance-{kind}.json"
+    device = frame.device_name()
+    file = frame.result_file("equivariance", device)
     part = "from_trained" if options.init_from else "recipes"
     result: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    result |= {"device": describe(device), "versions": versions(), f"{part}_images": options.images}
+    result |= {**frame.made_with(device), f"{part}_images": options.images}
     recipes = result[part] = result.get(part, {}) if options.only else {}
     start = ["--init_from", options.init_from, *GENTLY] if options.init_from else []
-    file.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         for name in options.only or SCRATCH:
             recipes[name] = {}
             for seed in options.seeds:
                 folder, begun = Path(scratch) / f"{name} {seed}", time.monotonic()
-                argv = [*QUIET, *start, *RECIPES[name], f"--train.images={options.images}", f"--train.seed={seed}", "--out", str(folder)]
-                if code := train.main(argv):
-                    raise SystemExit(code)
+                argv = [*start, *RECIPES[name], f"--train.images={options.images}", f"--train.seed={seed}"]
+                frame.train_demo(folder, *argv)
                 recipes[name][f"seed {seed}"] = figures(folder, time.monotonic() - begun)
                 print(name, seed, recipes[name][f"seed {seed}"], flush=True)
-                file.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written to {file.relative_to(ROOT)}")
+                frame.write(file, result)
+    frame.say_written(file)
 
 
 if __name__ == "__main__":

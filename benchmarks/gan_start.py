@@ -8,16 +8,11 @@ benchmarks/results/gan-start-<device>.json.
 
 import argparse
 import json
-import re
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from autoencoder import train  # noqa: E402
+import frame
 
 STEPS = 500
 # Of the 500 steps the discriminator trains alone in the first 100, and is heard in full after 200.
@@ -30,18 +25,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def run(folder: Path, *argv: str) -> None:
-    """A training run; ends the benchmark where it fails."""
-    quiet = ["--config=demo", "--log.trackers=[]", "--checkpoint.every_images=null", "--checkpoint.every_minutes=null"]
-    code = train.main([*quiet, *argv, "--out", str(folder)])
-    if code:
-        raise SystemExit(code)
-
-
 def phase(folder: Path, start: str, options: argparse.Namespace, steps: int, *argv: str) -> list[dict[str, Any]]:
     """The lines of a run of so many steps from the weights at `start`."""
     batch = options.batch
-    run(
+    frame.train_demo(
         folder,
         f"--init_from={start}",
         f"--train.batch_size={batch}",
@@ -90,7 +77,7 @@ def note_costs(variants: dict[str, Any]) -> None:
 
 def main() -> None:
     """Measure and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = frame.parser(__doc__)
     parser.add_argument("--from", dest="start", help="a finished run of the demo's autoencoder; without it one is trained")
     parser.add_argument("--images", type=int, default=36_000, help="length of that training")
     parser.add_argument("--batch", type=int, default=16, help="images a step of the 500")
@@ -105,22 +92,15 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=list(VARIANTS), help="variants to run; the others stay as the result file has them")
     options = parser.parse_args()
 
-    import torch
-
-    from autoencoder.runtime.device import describe
-    from autoencoder.runtime.versions import versions
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind = re.sub(r"\W+", "-", describe(device).lower()).strip("-")
-    file = ROOT / "benchmarks" / "results" / f"gan-start-{kind}.json"
+    device = frame.device_name()
+    file = frame.result_file("gan-start", device)
     setting = {key: getattr(options, key) for key in ("batch", "halflife", "lr", "d_lr", "width", "grid", "every")}
-    result = {"device": describe(device), "versions": versions(), "steps": STEPS, **setting}
-    file.parent.mkdir(exist_ok=True)
+    result = {**frame.made_with(device), "steps": STEPS, **setting}
     with tempfile.TemporaryDirectory() as scratch:
         start = options.start
         if start is None:
             start = str(Path(scratch) / "start")
-            run(Path(start), f"--train.images={options.images}")
+            frame.train_demo(Path(start), f"--train.images={options.images}")
         lines = phase(Path(scratch) / "unmoved", start, options, 1, "--optimizer.lr=1e-12")
         result["psnr_db_at_the_start"] = round(lines[-1]["psnr_db"], 3)
         for name in options.only or VARIANTS:
@@ -130,8 +110,8 @@ def main() -> None:
             others = json.loads(file.read_text())["variants"] if file.exists() and options.only else result.get("variants", {})
             result["variants"] = {key: found if key == name else others[key] for key in VARIANTS if key == name or key in others}
             note_costs(result["variants"])
-            file.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written to {file.relative_to(ROOT)}")
+            frame.write(file, result)
+    frame.say_written(file)
 
 
 if __name__ == "__main__":

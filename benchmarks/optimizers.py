@@ -4,40 +4,28 @@ The speed of each optimiser is measured first, side by side; each then trains on
 so that load on the machine afterwards does not change who wins. Writes benchmarks/results/optimizers-<device>.json.
 """
 
-import argparse
 import json
-import re
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from autoencoder import train  # noqa: E402
+import frame
 
 RECIPES = {
     "muon": ["--optimizer.name=muon", "--optimizer.lr=3e-3"],
     "adamw 1e-3": ["--optimizer.name=adamw", "--optimizer.lr=1e-3"],
     "adamw 3e-3": ["--optimizer.name=adamw", "--optimizer.lr=3e-3"],
 }
-QUIET = ["--config=demo", "--log.trackers=[]", "--checkpoint.every_images=null", "--checkpoint.every_minutes=null"]
 STEP = 64
-
-
-def run(folder: Path, *argv: str) -> None:
-    """A training run; ends the benchmark where it fails."""
-    code = train.main([*QUIET, *argv, "--out", str(folder)])
-    if code:
-        raise SystemExit(code)
 
 
 def speed(scratch: Path, recipe: str) -> float:
     """Images a second: the median of windows of four steps after the first."""
     folder = scratch / f"speed {recipe}"
-    run(folder, *RECIPES[recipe], f"--train.images={24 * STEP}", f"--log.every_images={4 * STEP}", "--log.validate_every_images=1M")
+    frame.train_demo(
+        folder, *RECIPES[recipe], f"--train.images={24 * STEP}", f"--log.every_images={4 * STEP}", "--log.validate_every_images=1M"
+    )
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return statistics.median(line["images_per_second"] for line in lines[1:] if line["phase"] == "train")
 
@@ -50,18 +38,13 @@ def figures(folder: Path) -> dict[str, float]:
 
 def main() -> None:
     """Measure and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = frame.parser(__doc__)
     parser.add_argument("--seconds", type=float, default=150, help="training time that each run gets, by its measured speed")
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
 
-    import torch
-
-    from autoencoder.runtime.device import describe
-    from autoencoder.runtime.versions import versions
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    result: dict[str, Any] = {"device": describe(device), "versions": versions(), "seconds": options.seconds, "recipes": {}}
+    device = frame.device_name()
+    result: dict[str, Any] = {**frame.made_with(device), "seconds": options.seconds, "recipes": {}}
     with tempfile.TemporaryDirectory() as scratch:
         speeds = {name: speed(Path(scratch), name) for name in RECIPES}
         for name, rate in speeds.items():
@@ -70,14 +53,12 @@ def main() -> None:
         for seed in range(options.seeds):
             for name, recipe in RECIPES.items():
                 folder = Path(scratch) / f"{name} {seed}"
-                run(folder, *recipe, f"--train.seed={seed}", f"--train.images={result['recipes'][name]['images']}")
+                frame.train_demo(folder, *recipe, f"--train.seed={seed}", f"--train.images={result['recipes'][name]['images']}")
                 result["recipes"][name]["seeds"].append(figures(folder))
                 print(name, seed, figures(folder), flush=True)
-    kind = re.sub(r"\W+", "-", result["device"].lower()).strip("-")
-    file = ROOT / "benchmarks" / "results" / f"optimizers-{kind}.json"
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written to {file.relative_to(ROOT)}")
+    file = frame.result_file("optimizers", device)
+    frame.write(file, result)
+    frame.say_written(file)
 
 
 if __name__ == "__main__":

@@ -5,30 +5,23 @@ start with the project's objective, and how far it stays below log p(x) over tim
 with an eigenvalue above beta sigma**2. Writes benchmarks/results/ppca-<device>.json.
 """
 
-import argparse
 import json
 import math
-import re
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+import frame
+import numpy as np
+import torch
+from torch import Tensor
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
-
-from autoencoder.config import DataConfig  # noqa: E402
-from autoencoder.data.sources import open_source  # noqa: E402
-from autoencoder.diagnostics import LatentStatistics  # noqa: E402
-from autoencoder.objective_config import KLConfig, LikelihoodConfig, ObjectiveConfig  # noqa: E402
-from autoencoder.runtime.config import OptimizerConfig  # noqa: E402
-from autoencoder.runtime.device import describe  # noqa: E402
-from autoencoder.runtime.versions import versions  # noqa: E402
-from tests.linear_vae import PPCA, LinearVAE, account, train  # noqa: E402
+from autoencoder.config import DataConfig
+from autoencoder.data.sources import open_source
+from autoencoder.diagnostics import LatentStatistics
+from autoencoder.objective_config import KLConfig, LikelihoodConfig, ObjectiveConfig
+from autoencoder.runtime.config import OptimizerConfig
+from autoencoder.runtime.device import describe
+from tests.linear_vae import PPCA, LinearVAE, account, train
 
 # Units turn towards the eigenvectors last and slowly, and the noise of a batch turns them back: every step takes all images.
 ADAM = OptimizerConfig(lr=3e-2, betas=(0.9, 0.95))
@@ -124,7 +117,7 @@ def measured(vae: LinearVAE, images: Tensor, sigma: float, *, samples: int) -> A
 
 def main() -> None:
     """Measure and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = frame.parser(__doc__)
     parser.add_argument(
         "--images", help="a file of small grey images, such as MNIST's test images in parquet; without it nothing is measured"
     )
@@ -140,18 +133,16 @@ def main() -> None:
         return
 
     images = read(options.images)
-    result: dict[str, Any] = {"device": describe(torch.device("cpu")), "versions": versions(), "images": list(images.shape)}
+    result: dict[str, Any] = {**frame.made_with(describe(torch.device("cpu"))), "images": list(images.shape)}
     result["closed_form"] = [closed_form(images, units) for units in options.units]
     for row in result["closed_form"]:
         print(json.dumps(row), flush=True)
     result["trained"] = trained(images, options.trained_units, options.steps)
     result["trained_under_beta"] = trained_under_beta(images, options.trained_units, options.active, options.beta, options.beta_steps)
     print(json.dumps(result["trained_under_beta"], indent=1), flush=True)
-    kind = re.sub(r"\W+", "-", result["device"].lower()).strip("-")
-    file = ROOT / "benchmarks" / "results" / f"ppca-{kind}.json"
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written to {file.relative_to(ROOT)}")
+    file = frame.result_file("ppca", result["device"])
+    frame.write(file, result)
+    frame.say_written(file)
 
 
 if __name__ == "__main__":

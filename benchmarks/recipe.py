@@ -10,16 +10,12 @@ benchmarks/results/recipe-<device>.json after each run; runs that are in it are 
 import argparse
 import json
 import math
-import re
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-
-from cifar10 import command  # noqa: E402
+import frame
+from cifar10 import command
 
 WIDTHS, SIDE, BATCH = (32, 64, 128), 64, 16
 CROPS = 3
@@ -120,7 +116,7 @@ def at_equal_kl(runs: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = frame.parser(__doc__)
     parser.add_argument("--train", help="folder of training photos")
     parser.add_argument("--validation", help="folder of validation photos")
     parser.add_argument("--runs", type=Path, help="folder for the runs")
@@ -134,20 +130,15 @@ def main() -> None:
         print("recipe: left out; give --train, --validation and --runs to measure it")
         return
 
-    import torch
-
-    from autoencoder.runtime.device import describe
-    from autoencoder.runtime.versions import versions
-
-    device = f"{describe(torch.device('cpu')).split(',')[0]}, 1 thread"
-    file = ROOT / "benchmarks" / "results" / f"recipe-{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}.json"
-    result: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"device": device, "versions": versions()}
+    device = frame.device_name(one_thread=True)
+    file = frame.result_file("recipe", device)
+    result: dict[str, Any] = json.loads(file.read_text()) if file.exists() else frame.made_with(device)
     for key in ("cpu_seconds_a_step", "runs", "ladder", "tuning"):
         result.setdefault(key, {})
 
     def write() -> None:
         result["at_equal_kl"] = {part: at_equal_kl(result[part]) for part in ("runs", "ladder")}
-        file.write_text(json.dumps(result, indent=1) + "\n")
+        frame.write(file, result)
 
     def steps_of(method: str, minutes: float) -> int:
         if method not in result["cpu_seconds_a_step"]:
@@ -175,7 +166,7 @@ def main() -> None:
                 part[name] = {"steps": steps, **figures(folder, options)}
                 print(name, part[name], flush=True)
                 write()
-    print(f"written to {file.relative_to(ROOT)}")
+    frame.say_written(file)
 
 
 if __name__ == "__main__":

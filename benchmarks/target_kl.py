@@ -4,18 +4,12 @@ From 30% of each run on, the mean KL of every 2,000 training images in a row (wh
 benchmarks/results/target-kl-<device>.json.
 """
 
-import argparse
 import json
-import re
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from autoencoder import train  # noqa: E402
+import frame
 
 TARGET = 200
 LINE, WINDOW, BEGIN = 256, 2000, 0.3
@@ -29,11 +23,8 @@ RECIPES = {
 
 def run(folder: Path, *argv: str) -> None:
     """A training run; ends the benchmark where it fails."""
-    quiet = ["--config=demo", "--log.trackers=[]", "--checkpoint.every_images=null", "--checkpoint.every_minutes=null"]
     watched = [f"--log.every_images={LINE}", "--objective.kl.control=target", f"--objective.kl.target={TARGET}"]
-    code = train.main([*quiet, *watched, *argv, "--out", str(folder)])
-    if code:
-        raise SystemExit(code)
+    frame.train_demo(folder, *watched, *argv)
 
 
 def figures(folder: Path, images: int) -> dict[str, Any]:
@@ -57,30 +48,23 @@ def figures(folder: Path, images: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = frame.parser(__doc__)
     parser.add_argument("--images", type=int, default=36_000, help="length of each run in training images")
     parser.add_argument("--only", nargs="*", choices=list(RECIPES), help="recipes to run; the others stay as the result file has them")
     options = parser.parse_args()
 
-    import torch
-
-    from autoencoder.runtime.device import describe
-    from autoencoder.runtime.versions import versions
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind = re.sub(r"\W+", "-", describe(device).lower()).strip("-")
-    file = ROOT / "benchmarks" / "results" / f"target-kl-{kind}.json"
+    device = frame.device_name()
+    file = frame.result_file("target-kl", device)
     before = json.loads(file.read_text())["recipes"] if file.exists() and options.only else {}
-    result = {"device": describe(device), "versions": versions(), "target_nats": TARGET, "window_images": WINDOW, "recipes": before}
-    file.parent.mkdir(exist_ok=True)
+    result = {**frame.made_with(device), "target_nats": TARGET, "window_images": WINDOW, "recipes": before}
     with tempfile.TemporaryDirectory() as scratch:
         for name in options.only or RECIPES:
             folder = Path(scratch) / name
             run(folder, *RECIPES[name], f"--train.images={options.images}")
             result["recipes"][name] = {"images": options.images, **figures(folder, options.images)}
             print(name, result["recipes"][name], flush=True)
-            file.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written to {file.relative_to(ROOT)}")
+            frame.write(file, result)
+    frame.say_written(file)
 
 
 if __name__ == "__main__":

@@ -141,7 +141,8 @@ class TrainDiffusionConfig:
     checkpoint: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(every_images="1M"))
     """Checkpoints."""
     init_from: str | None = None
-    """Start from the weights of another diffusion run or checkpoint on latents of the same encoder."""
+    """Start from the weights of another diffusion run or checkpoint on latents of the same encoder; optimiser, learning-rate schedule and
+    image count start anew."""
     resume: Literal["auto", "never"] = "auto"
     """`auto` goes on where the folder's newest complete checkpoint ends; `never` refuses a used folder."""
     preflight: bool = False

@@ -16,7 +16,7 @@ from autoencoder.model import AutoencoderKL, narrow
 from autoencoder.pretrained import open_pretrained
 from autoencoder.preview import Preview
 from autoencoder.runtime import launch
-from autoencoder.runtime.config import count
+from autoencoder.runtime.config import ANEW, count
 from autoencoder.runtime.errors import ConfigError, UsageError
 from autoencoder.runtime.run_folder import RunFolder
 from diffusion import data, denoiser, space
@@ -53,6 +53,7 @@ def train(config: TrainDiffusionConfig, run: RunFolder | None, *, trainer_option
         notes += more
         if starts and config.init_from is not None:
             notes += load_weights(module, config.init_from, frozen, allow=config.allow_vae_mismatch)
+            accelerator.print(f"init_from: {config.init_from} gives weights; {ANEW}")
         for note in notes:
             accelerator.print(note)
         if starts and accelerator.is_main_process:

@@ -160,7 +160,9 @@ def test_a_new_phase_takes_the_discriminator_along_where_it_fits(
 ) -> None:
     argv = [*SHORT, "--train.images=8", "--optimizer.lr=1e-12", "--init_from", str(unbroken), "--out"]
     assert train.main([*argv, str(tmp_path / "along"), "--objective.adversarial.start=0"]) == 0
-    assert f"the discriminator of {unbroken} goes on" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"the discriminator of {unbroken} goes on" in said
+    assert f"init_from: {unbroken} gives weights; optimiser, learning-rate schedule and image count start anew" in said
     before, after = (load_file(folder / FILE) for folder in (unbroken, tmp_path / "along"))
     fresh = PatchGAN(3, width=4, layers=2, seed=0).state_dict()
     name = "layers.0.weight"
@@ -170,7 +172,8 @@ def test_a_new_phase_takes_the_discriminator_along_where_it_fits(
     said = capsys.readouterr().err
     assert "layers.0.weight of shape (4, 3, 4, 4), this run's (6, 3, 4, 4); it starts anew" in said
     assert not (tmp_path / "wider" / FILE).exists()
-    assert train.main([*argv, str(tmp_path / "none"), "--objective.adversarial.name=none"]) == 0
+    without = [a for a in argv if not a.startswith("--objective.adversarial.")]
+    assert train.main([*without, str(tmp_path / "none")]) == 0
     assert "has a discriminator, which this run has no use for" in capsys.readouterr().err
 
 
@@ -195,6 +198,13 @@ def test_the_objective_of_a_run_says_when_the_discriminator_began(unbroken: Path
 def test_what_cannot_be_is_refused(settings: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main([*SHORT, "--objective.perceptual.net=alex", *settings, "--out", str(tmp_path / "run")]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_preflight_says_that_memory_and_hours_are_those_of_both_players(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = [*SMALL, "--train.images=64", "--preflight", "--out", str(tmp_path / "run")]
+    for discriminator in ([], GAN):
+        assert train.main([*argv, *discriminator]) == 0
+        assert ("players      the discriminator trained from the first step on" in capsys.readouterr().out) == bool(discriminator)
 
 
 def test_evaluation_refuses_crops_on_which_lpips_has_no_features(

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from safetensors.torch import load_file
 from autoencoder import encode, evaluate, export, reconstruct, train
 from autoencoder.latents.reader import Latents
 from autoencoder.model import AutoencoderKL
+from autoencoder.pixel_recipe import PixelRecipe
+from autoencoder.reconstruction import dtype_of
 from tests.children import SMALL
 from tests.test_processes import ARGV as GRADIENTS
 from tests.test_processes import TORCHRUN, launch
@@ -131,6 +134,38 @@ def test_latents_are_those_of_stock_code_on_the_same_images(run: Path, source: P
     assert np.asarray(Image.open(tmp_path / "pictures" / "grid.png")).shape[2] == 3
 
 
+def test_latents_come_back_in_the_source_values_of_whole_images(
+    run: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Latents of whole scenes: what `--latents` writes is what `--input` does, but for what is marked as missing."""
+    argv = ["--model", str(run), f"--data.source={source}", "--data.resolution=24", "--precision=fp32", "--data.workers=0"]
+    assert encode.main([*argv, "--out", str(tmp_path / "latents")]) == 0
+    capsys.readouterr()
+    assert reconstruct.main(["--latents", str(tmp_path / "latents"), "--out", str(tmp_path / "out"), "--rows=null"]) == 0
+    count = len(list(source.iterdir()))
+    assert capsys.readouterr().out == f"{count} pictures, as many TIFFs of source values and grid.png written to {tmp_path / 'out'}\n"
+    assert reconstruct.main(["--model", str(run), "--input", str(source), "--out", str(tmp_path / "whole")]) == 0
+    for seed in (0, 1, 8):
+        found, whole = tifffile.imread(tmp_path / "out" / f"{seed:08d}.tif"), tifffile.imread(tmp_path / "whole" / f"{seed:02d}.tif")
+        _, valid = encoder_input(scene(seed))
+        assert (found.dtype, found.shape) == (np.uint16, (24, 24, 5))
+        assert np.abs(found[valid].astype(int) - whole[valid]).max(initial=0) <= 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "dtype"),
+    [
+        ({"levels": 256}, np.uint8),
+        ({"levels": 65536}, np.uint16),
+        ({"levels": 101, "low": (0.0,), "high": (100.0,)}, np.uint8),
+        ({"levels": 10_001, "low": (-1000.0,), "high": (9000.0,)}, np.int16),
+        ({"levels": 0, "low": (0.0,), "high": (100.0,)}, np.float32),
+    ],
+)
+def test_values_without_a_file_have_the_smallest_type_that_holds_them(settings: dict[str, Any], dtype: type) -> None:
+    assert dtype_of(PixelRecipe(channels=1, **settings)) == dtype
+
+
 def test_an_exported_checkpoint_gives_source_values_back(run: Path, source: Path, tmp_path: Path) -> None:
     checkpoint = sorted((run / "checkpoints").iterdir())[-1]
     assert export.main(["--checkpoint", str(checkpoint), "--out", str(tmp_path / "vae")]) == 0
@@ -173,7 +208,10 @@ def test_images_that_do_not_fit_the_model_are_refused_in_one_message(run: Path, 
         (reconstruct.main, ["--model", str(run), "--input", given, "--out", str(tmp_path / "out")]),
     ):
         assert command(argv) == 2
-        said = capsys.readouterr().err.strip().splitlines()[-1]
+        printed = capsys.readouterr()
+        said = printed.err.strip()
+        assert "\n" not in said
+        assert "skipped" not in printed.out
         for part in (given, "it has 3 bands", "images of 5 channels, values from 0 to 10000"):
             assert part in said
         # What the recipe has decided is no setting of these commands.
@@ -241,6 +279,22 @@ def test_four_channels_keep_their_opacity(tmp_path: Path) -> None:
     assert reconstruct.main(["--model", str(tmp_path / "run"), "--input", str(tmp_path / "images"), "--out", str(tmp_path / "out")]) == 0
     found = tifffile.imread(tmp_path / "out" / "3.tif")
     assert (found.dtype, found.shape) == (np.uint8, (20, 20, 4))
+
+
+def test_images_that_are_skipped_are_named_once_others_fit(
+    run: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mixed").mkdir()
+    for name, content in (("0.png", b"no image"), ("2.png", b"nor this"), ("1.tif", (source / "01.tif").read_bytes())):
+        (tmp_path / "mixed" / name).write_bytes(content)
+    argv = ["--model", str(run), "--input", str(tmp_path / "mixed"), "--out", str(tmp_path / "out")]
+    assert reconstruct.main(argv) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["skipped", "1.tif", "skipped"]
+    (tmp_path / "mixed" / "1.tif").unlink()
+    assert reconstruct.main(argv) == 2
+    said = capsys.readouterr()
+    assert [line.split()[0] for line in said.out.splitlines()] == ["skipped", "skipped"]
+    assert "none of the 2 images" in said.err
 
 
 def test_pictures_do_not_replace_the_images(run: Path, source: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -147,8 +147,18 @@ def test_a_single_file_tells_no_scale_and_is_asked_for_it(pretrained: Path, tmp_
     given = ["--checkpoint", str(tmp_path / "sd.safetensors"), "--out", str(tmp_path / "folder")]
     assert export.main(given) == 0
     assert "does not tell it" in capsys.readouterr().out
+    # What the file does not tell the folder and the file made of it do not tell either.
+    opened = open_pretrained(str(tmp_path / "folder"))
+    assert (opened.scale_known, opened.preprocessing) == (False, None)
     back = ["--checkpoint", str(tmp_path / "folder"), "--format", "ldm", "--out", str(tmp_path / "back.safetensors")]
     assert export.main(back) == 0
+    assert not open_pretrained(str(tmp_path / "back.safetensors")).scale_known
+    argv = [*TUNE, f"--model.pretrained={tmp_path / 'folder'}", "--model.train=decoder", "--out", str(tmp_path / "again")]
+    assert train.main(argv) == 2
+    assert "model.scaling_factor: not given" in capsys.readouterr().err
+    told = ["--checkpoint", str(tmp_path / "folder"), "--scaling_factor=0.18215", "--out", str(tmp_path / "told")]
+    assert export.main(told) == 0
+    assert open_pretrained(str(tmp_path / "told")).scale_known
     first, last = load_file(tmp_path / "sd.safetensors"), load_file(tmp_path / "back.safetensors")
     assert all(bits(value) == bits(last[name.removeprefix("first_stage_model.")]) for name, value in first.items())
 
@@ -197,8 +207,8 @@ TRAIN_DECODER = ["--model.pretrained=VAE", "--model.train=decoder"]
         ([*TRAIN_DECODER, "--objective.kl.schedule=linear", "--objective.kl.anneal_images=9"], "objective.kl.schedule: got 'linear'"),
         ([*TRAIN_DECODER, "--objective.kl.free_bits=1"], "objective.kl.free_bits"),
         ([*TRAIN_DECODER, "--experimental.posterior=flow"], "experimental.posterior"),
-        ([*TRAIN_DECODER, "--model.latent_channels=8"], "model.latent_channels: got 8; widening takes both halves"),
-        ([*TRAIN_DECODER, "--model.norm_groups=8"], "leave out model.norm_groups"),
+        ([*TRAIN_DECODER, "--model.latent_channels=2"], "model.latent_channels: got 2; another number takes both halves"),
+        ([*TRAIN_DECODER, "--model.norm_groups=8"], "model.norm_groups: got 8; it would have no effect"),
         (["--model.pretrained=VAE", "--model.scaling_factor=1"], "model.scaling_factor: got 1.0; leave it out"),
         (["--model.pretrained=VAE", "--model.train=encoder", "--objective.likelihood.scale=pixel"], "objective.likelihood.scale"),
         (["--model.variant=fp16"], "give model.pretrained with it"),

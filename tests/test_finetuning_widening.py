@@ -103,7 +103,7 @@ def moments(posterior: DiagonalGaussian) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_fewer_channels_are_refused() -> None:
-    with pytest.raises(ConfigError, match="has 2, which cannot be taken away"):
+    with pytest.raises(ConfigError, match="got 1; the pretrained network has 2 and cannot be narrowed: give null"):
         widen_latents(small(), 1)
     with pytest.raises(ConfigError, match=r"takes 3: give 3 or more, or 1 \(grey\)"):
         widen_images(small(), 2)

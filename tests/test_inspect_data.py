@@ -160,3 +160,21 @@ def test_what_cannot_be_inspected_is_one_message(argv: list[str], message: str, 
     error = capsys.readouterr().err
     assert message.format(tmp=tmp_path) in error
     assert error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_a_range_is_said_with_what_it_is_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """13 bands of 16 bits, each wider than the one before but for the last, the narrowest."""
+    wide = np.arange(1001)[:, None, None] * np.array([*range(1, 13), 0.5])
+    source = fill(tmp_path / "x", [wide.astype(np.uint16).repeat(3, 1)])
+    assert main(["--source", source, "--percentiles=0,90"]) == 0
+    said = capsys.readouterr().out
+    assert "sizes    3 x 1001 pixels each\n" in said
+    assert "# one range for all bands, 0 to 10800: from the lowest 0 % value in the table to the highest 90 % value\n" in said
+    assert "# of no band do more than 0% of the values lie below it and 10% above; they are clipped\n" in said
+    assert "# band 12 takes up least of it, 4%; --range each gives every band its own\n" in said
+    assert main(["--source", source, "--range=each", "--bands=12,3"]) == 0
+    assert "# each band has its own range: 0.1% of its values lie below low and 0.1% above high" in capsys.readouterr().out
+    assert main(["--source", source, "--range=common", "--bands=12,3"]) == 0
+    assert "# band 12 takes up least of it, 12%" in capsys.readouterr().out
+    assert main(["--source", source, "--bands=3"]) == 0
+    assert "# 0.1% of values lie below low and 0.1% above high, and are clipped\n" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """One file under LDM's names, there and back: bitwise, whatever the network; read off its tensors where nothing else tells."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,27 @@ def test_equal_autoencoders_are_equal_files(tmp_path: Path) -> None:
     for name in ("a", "b"):
         save_single_file(network(), tmp_path / name, preprocessing={"pixels": {}, "crops": {}}, scale_known=True)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_file_that_is_there_stays_until_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "vae.safetensors"
+    path.write_bytes(b"the old one")
+
+    def killed(given: Path, content: object) -> None:
+        if isinstance(content, bytes):
+            with given.open("wb") as file:
+                file.write(content[:10])
+        raise KeyboardInterrupt
+
+    for owner, name in ((Path, "write_bytes"), (os, "replace")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, killed)
+            with pytest.raises(KeyboardInterrupt):
+                save_single_file(network(), path, preprocessing=None, scale_known=True)
+        assert path.read_bytes() == b"the old one"
+    save_single_file(network(), path, preprocessing=None, scale_known=True)
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+    assert load_single_file(path).scale_known
 
 
 def test_a_factor_that_nobody_knows_is_not_in_the_file(tmp_path: Path) -> None:

@@ -111,7 +111,10 @@ def test_a_network_without_second_derivatives_is_refused_for_r1_alone() -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--objective.adversarial.name=none"], "own.class_path: got 'tests.own_classes.Critic'; name says its losses"),
+        (
+            ["--objective.adversarial.name=none"],
+            "objective.adversarial.own.class_path): objective.adversarial.name is none, so that there is no",
+        ),
         (["--objective.adversarial.width=32"], "objective.adversarial.width: got 32; it is of our discriminator"),
         (["--objective.adversarial.norm=spectral"], "objective.adversarial.norm: got 'spectral'; it is of our discriminator"),
         (["--objective.adversarial.own.init_args.norm=batch"], "body.1 is a BatchNorm2d"),

@@ -51,8 +51,7 @@ def suggest(found: Inspection, config: "InspectConfig") -> Suggestion:
     ends = _range(kind, config)
     if ends is not None:
         data["low"], data["high"] = ends
-        below, above = config.percentiles[0], 100 - config.percentiles[1]
-        notes.append(f"{below:.3g}% of values lie below low and {above:.3g}% above high: they are clipped")
+        notes += _range_words(kind, config, ends)
     if config.nodata is not None:
         data["nodata"] = config.nodata
     elif kind.missing or kind.marks:
@@ -100,6 +99,26 @@ def _range(kind: Kind, config: "InspectConfig") -> tuple[float | list[float], fl
     return [low for low, _ in rounded], [high for _, high in rounded]
 
 
+def _range_words(kind: Kind, config: "InspectConfig", ends: tuple[float | list[float], float | list[float]]) -> list[str]:
+    """Where a range that is not the type's own comes from, what it clips, and what a common one leaves of itself to the narrowest band."""
+    lower, upper = config.percentiles
+    below, above = f"{lower:.3g}%", f"{100 - upper:.3g}%"
+    low, high = ends
+    if isinstance(low, list) or isinstance(high, list):
+        return [f"each band has its own range: {below} of its values lie below low and {above} above high, and are clipped"]
+    if len(kind.bands) == 1:
+        return [f"{below} of values lie below low and {above} above high, and are clipped"]
+    pairs = [band.percentiles(config.percentiles) for band in kind.bands]
+    numbers = range(len(kind.bands)) if config.bands is None else config.bands
+    widths = [top - bottom for bottom, top in pairs]
+    least = min(range(len(widths)), key=widths.__getitem__)
+    return [
+        f"one range for all bands, {low:g} to {high:g}: from the lowest {lower:g} % value in the table to the highest {upper:g} % value",
+        f"of no band do more than {below} of the values lie below it and {above} above; they are clipped",
+        f"band {numbers[least]} takes up least of it, {widths[least] / (high - low):.0%}; --range each gives every band its own",
+    ]
+
+
 def _rounded(low: float, high: float, dtype: np.dtype) -> tuple[float, float]:
     """Whole numbers for integers, six digits else; never an empty range."""
     low, high = (math.floor(low), math.ceil(high)) if dtype.kind != "f" else (float(f"{low:.6g}"), float(f"{high:.6g}"))
@@ -129,8 +148,8 @@ def table(found: Inspection, config: "InspectConfig") -> str:
     heights, widths = np.array(kind.sizes).T
     shorter = np.minimum(heights, widths)
     smallest, largest = (f"{widths[k]} x {heights[k]}" for k in ((heights * widths).argmin(), (heights * widths).argmax()))
-    sides = f"shorter side {shorter.min()} to {shorter.max()}, half of them {np.median(shorter):g} or more"
-    lines.append(f"sizes    {smallest} to {largest} pixels; {sides}")
+    sides = f"; shorter side {shorter.min()} to {shorter.max()}, half of them {np.median(shorter):g} or more"
+    lines.append(f"sizes    {smallest} pixels each" if len(set(kind.sizes)) == 1 else f"sizes    {smallest} to {largest} pixels{sides}")
     if kind.missing or kind.marks:
         marks = ", ".join(f"{mark:g} in {count:,} images" for mark, count in kind.marks.most_common(3)) or "none but NaN"
         lines.append(f"missing  {kind.missing / kind.pixels:.2%} of pixels, in {kind.with_missing:,} images; marked by {marks}")

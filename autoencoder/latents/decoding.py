@@ -13,9 +13,11 @@ from autoencoder.identity import Identity, check_identity, identity
 from autoencoder.latents.opened import open_latents
 from autoencoder.latents.reader import LatentsError
 from autoencoder.model import decode, decoded_at_once, downsampling, narrow
+from autoencoder.pixel_recipe import PixelRecipe
 from autoencoder.pretrained import open_pretrained
 from autoencoder.preview import Preview
 from autoencoder.reconstruct import ReconstructConfig
+from autoencoder.reconstruction import dtype_of, fits_png, save_values
 from autoencoder.report.pictures import plain_grid
 from autoencoder.runtime.errors import ConfigError
 from autoencoder.runtime.lock import make_folder
@@ -40,6 +42,8 @@ class Chosen:
 def decode_latents(config: ReconstructConfig, path: Path, model: str) -> None:
     """Decode rows of `path` with `model` and write ID.png each and `grid.png` into the folder `config.out`.
 
+    Where a picture does not hold all of it, ID.tif is the reconstruction in source values, as for images.
+
     Raises UsageError for latents of another encoder (unless allowed), of another number of channels, or with values that
     are not finite.
     """
@@ -58,17 +62,21 @@ def decode_latents(config: ReconstructConfig, path: Path, model: str) -> None:
     out = Path(config.out)
     make_folder(out, "the pictures")
     pictured = set(spread(len(chosen.ids), GRID).tolist())
-    pictures = []
+    pictures, recipe = [], PixelRecipe.from_json(opened.pixels)
+    whole = fits_png(recipe)
     batch = decoded_at_once(max(chosen.mean.shape[2:]) * downsampling(vae))
     for start in range(0, len(chosen.ids), batch):
         decoded = decode(vae, chosen.mean[start : start + batch].to(device))
         for row, picture in enumerate(preview.each(decoded), start):
             channels_last = picture.permute(1, 2, 0).numpy()
             Image.fromarray(channels_last[:, :, 0] if len(picture) == 1 else channels_last).save(out / f"{chosen.ids[row]:08d}.png")
+            if not whole:
+                save_values(decoded[row - start], recipe, out / f"{chosen.ids[row]:08d}.tif", dtype_of(recipe))
             if row in pictured:
                 pictures.append(picture)
     plain_grid(torch.stack(pictures), columns=8).save(out / "grid.png")
-    print(f"{len(chosen.ids)} pictures and grid.png written to {out}")
+    values = "" if whole else ", as many TIFFs of source values"
+    print(f"{len(chosen.ids)} pictures{values} and grid.png written to {out}")
 
 
 def _from_folder(path: Path, rows: int | None) -> Chosen:

@@ -8,7 +8,7 @@ from autoencoder.latents.check import MANIFEST, PLAN
 from autoencoder.latents.plan import VERSION, Plan
 from autoencoder.runtime.errors import ConfigError, UsageError
 from autoencoder.runtime.files import partial, put
-from autoencoder.runtime.lock import LOCK, hold, make_folder, release
+from autoencoder.runtime.lock import LOCK, Before, hold, make_folder, release
 
 VAE = "vae"
 
@@ -23,9 +23,11 @@ class LatentsFolder:
         """
         self.path, self.notes = Path(path), list[str]()
         self._lock: int | None = None
+        self._before: Before | None = None
         if dry and not self.path.exists():
             return
-        used = {name for name in make_folder(self.path, "the latents") if name != LOCK and not _is_partial(name)}
+        self._before = make_folder(self.path, "the latents")
+        used = {name for name in self._before.names if name != LOCK and not _is_partial(name)}
         if used and not (self.path / PLAN).is_file():
             raise ConfigError(
                 "out", str(path), f"a folder with other files and no {PLAN}, so no latents; give a folder that is new or empty"
@@ -41,6 +43,14 @@ class LatentsFolder:
         if self._lock is not None:
             release(self._lock)
 
+    def withdraw(self) -> None:
+        """After a start that was refused: take away what it has put here, unless there are shards."""
+        if self._before is not None and self._lock is not None and not self._begun():
+            self._before.restore()
+
+    def _begun(self) -> bool:
+        return next(self.path.glob("data-*.json"), None) is not None
+
     def agree(self, plan: Plan) -> Plan:
         """The plan that the folder's shards are of, which is `plan` where there are none yet.
 
@@ -48,7 +58,7 @@ class LatentsFolder:
         """
         file = self.path / PLAN
         # A start that failed before its first shard has nothing to protect: its settings may be mended.
-        if next(self.path.glob("data-*.json"), None) is None:
+        if not self._begun():
             return plan
         frozen = self._read(file)
         differences = frozen.differences(plan)

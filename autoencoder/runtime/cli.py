@@ -7,7 +7,7 @@ the command line, wherever `--config` stands on it.
 import re
 import sys
 from argparse import SUPPRESS, ArgumentError
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -16,6 +16,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from autoencoder.runtime.command_line import CommandLine
 from autoencoder.runtime.config_file import closest, plain, shipped_configs, to_yaml
 from autoencoder.runtime.errors import ConfigError, TrainingError, UsageError
+from autoencoder.runtime.idle import Idle
 from autoencoder.runtime.settings import admits, arguments, groups, required, words
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -46,12 +47,13 @@ def parse(
     description: str,
     stage: str | None = None,
     positional: str | None = None,
+    idle: Sequence[Idle] = (),
 ) -> C:
     """The configuration that a command line asks for.
 
     `stage` is the folder under `configs/` whose files `--config NAME` finds, None for a command that has none; `positional` names the
-    `list[str]` setting that bare arguments fill. Raises `UsageError` for whatever cannot be used, and
-    `SystemExit(0)` once `--help` or `--print_config` has printed.
+    `list[str]` setting that bare arguments fill; `idle` says which settings have no effect beside others. Raises `UsageError` for
+    whatever cannot be used, and `SystemExit(0)` once `--help` or `--print_config` has printed.
     """
     line = CommandLine(sys.argv[1:] if argv is None else argv, config_class, stage=stage, positional=positional)
     parser = _parser(config_class, prog, description, stage, positional)
@@ -62,6 +64,8 @@ def parse(
     missing = [key for key in required(config_class) if key not in line.given]
     if missing and not line.print_config:
         raise UsageError(_missing(parser, missing[0], positional))
+    for rule in idle:
+        rule.check(line, values, parser.get_defaults())
     try:
         given = arguments(config_class, values, without=missing)
         config = None if missing else config_class(**given)

@@ -25,6 +25,8 @@ class CommandLine:
         self.classes = class_groups(self.types)
         self.given: dict[str, Any] = {}
         self.files: dict[str, Path] = {}
+        self.layers: list[set[str]] = []
+        """Keys by what gave them: each file in its turn, then the command line."""
         self.print_config = False
         self.help = "-h" in argv or "--help" in argv
         if not self.help:
@@ -35,6 +37,18 @@ class CommandLine:
         if error.key not in self.files:
             return error
         return ConfigError(error.key, error.given, f"{error.remedy} (in {self.files[error.key]})")
+
+    def rank(self, key: str) -> int:
+        """Where the value of a setting stands among the files and the command line, which is last; -1 for a default."""
+        return max((place for place, keys in enumerate(self.layers) if key in keys), default=-1)
+
+    def on_command_line(self, key: str) -> bool:
+        return key in self.given and key not in self.files
+
+    def whole_group(self, key: str) -> bool:
+        """Whether what gave a setting gave all the settings of its group."""
+        group = key.rpartition(".")[0]
+        return {name for name in self.types if name.rpartition(".")[0] == group} <= self.layers[self.rank(key)]
 
     def _read(self, rest: list[str], stage: str | None, positional: str | None) -> None:
         overrides: list[tuple[str, Any]] = []
@@ -50,6 +64,7 @@ class CommandLine:
                 wanted = "the path of a YAML file" + ("" if stage is None else " or a shipped configuration's name")
                 name = value if equals else _value(key, rest, wanted)
                 path = find_config(name, stage)
+                self.layers.append(set())
                 self._merge(read_config(path), path, "")
             else:
                 key = self._class_path(key)
@@ -60,6 +75,7 @@ class CommandLine:
             raise UsageError(f"{bare[0]}: an argument that belongs to no setting; give settings as --KEY VALUE")
         if bare and positional is not None:
             overrides.append((positional, bare))
+        self.layers.append(set())
         for key, value in overrides:
             self._override(key, value)
 
@@ -75,6 +91,7 @@ class CommandLine:
         else:
             self.given[key] = _listed(value, self.types[key])
         self.files.pop(key, None)
+        self.layers[-1].add(key)
 
     def _class_path(self, key: str) -> str:
         """The class path for the group that it is of."""
@@ -103,6 +120,7 @@ class CommandLine:
             if self.files.get(key) is file:
                 raise UsageError(f"{file}: `{key}` is given twice")
             self.given[key], self.files[key] = value, file
+            self.layers[-1].add(key)
 
     def _check_key(self, key: str, where: str) -> None:
         if key in self.groups:

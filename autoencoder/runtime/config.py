@@ -9,6 +9,9 @@ from typing import Literal
 
 from autoencoder.runtime.errors import ConfigError, require
 
+ANEW = "optimiser, learning-rate schedule and image count start anew"
+"""What a phase from other weights (`init_from`) does not take along."""
+
 
 def count(value: int | str, key: str) -> int:
     """`1500`, `"20k"`, `"1.5M"` or `"1e6"` images as an integer."""

@@ -1,5 +1,6 @@
 """What a run says while it goes: a bar with throughput and time left on a terminal, plain lines in a file."""
 
+import os
 import sys
 import time
 from collections.abc import Collection
@@ -20,10 +21,16 @@ SHOWN = {
     "loss": "loss {}",
     "gradient_norm": "gradient {}",
 }
-"""What a line shows, where there is room for it, the first first; in nats an image where no unit stands."""
+"""What a line shows, in this order; in nats an image where no unit stands."""
+RATE, LEFT = "images_per_second", "seconds_left"
+FIRST = ("nll_nats", "discriminator_accuracy", "kl_nats", "adversarial", LEFT, RATE)
+"""What of it has room first, the first first, then all else: a game that tips over has to be seen, which other figures do not tell."""
 SETTINGS = ("kl_weight",)
 """Those of them that are shown only where they move."""
 COLUMNS = 120
+"""Width of a line where there is no terminal."""
+BAR = 54
+"""Columns of a bar without figures: share, counts, times and rate."""
 
 
 class Console:
@@ -62,30 +69,42 @@ class Console:
 
     def line(self, phase: str, images: int, scalars: dict[str, float]) -> None:
         """A log line: beside the bar for training, as text of its own for validation or without a bar."""
-        scalars = {name: value for name, value in scalars.items() if name not in self._left_out}
+        named = {name: _words(name, value) for name, value in scalars.items() if name in SHOWN and name not in self._left_out}
+        if "bits_per_dim" in named:
+            named.pop("elbo_nats", None)
         if self._bar is not None and phase == "train":
-            self._bar.set_postfix_str(_figures(scalars, COLUMNS // 2))
+            self._bar.set_postfix_str(_fitting(named, _columns() - BAR))
             return
         if self._start is None:
             self._start = time.monotonic(), images
         head = f"{phase:>10}  {images:>9,} / {self.total:,}  "
         rate = (images - self._start[1]) / max(time.monotonic() - self._start[0], 1e-9)
-        left = f"  {rate:.0f} img/s  {duration((self.total - images) / rate)} left" if rate > 0 and phase == "train" else ""
-        self.say(head + _figures(scalars, COLUMNS - len(head) - len(left)) + left)
+        if rate > 0 and phase == "train":
+            named |= {RATE: f"{rate:.0f} img/s", LEFT: f"{duration((self.total - images) / rate)} left"}
+        self.say(head + _fitting(named, _columns() - len(head)))
 
 
-def _figures(scalars: dict[str, float], columns: int) -> str:
-    """`NLL 2,410  KL 401  ELBO -2,811  perceptual 0.12 ...`, as many as fit."""
-    text = ""
-    for name, label in SHOWN.items():
-        if name not in scalars or (name == "elbo_nats" and "bits_per_dim" in scalars):
-            continue
-        value = scalars[name]
-        longer = f"{text}  {label.format(f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.4g}')}".strip()
-        if len(longer) > columns:
-            break
-        text = longer
-    return text
+def _words(name: str, value: float) -> str:
+    return SHOWN[name].format(f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}")
+
+
+def _fitting(named: dict[str, str], columns: int) -> str:
+    """`NLL 2,410  KL 401  ELBO -2,811 ...`: as many as fit, chosen in the order of `FIRST` and written in that of `SHOWN`."""
+    chosen: set[str] = set()
+    room = columns + 2
+    for name in (*FIRST, *SHOWN):
+        if name in named and name not in chosen and len(named[name]) + 2 <= room:
+            chosen.add(name)
+            room -= len(named[name]) + 2
+    return "  ".join(named[name] for name in (*SHOWN, RATE, LEFT) if name in chosen)
+
+
+def _columns() -> int:
+    """Width of the terminal that stderr is, as it is now."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or COLUMNS
+    except (OSError, ValueError):  # none, or no file
+        return COLUMNS
 
 
 def duration(seconds: float) -> str:

@@ -158,8 +158,8 @@ def _counted(alarms: Sequence[str]) -> str:
     return f"; {len(alarms)} alarm{'' if len(alarms) == 1 else 's'}: {', '.join(alarms)}" if alarms else ""
 
 
-def preflight(config: Any, train: Callable[[Any, RunFolder | None], int]) -> int:
-    """Real steps, validation, checkpoint and export by `train` in a scratch folder; prints memory and expected hours."""
+def preflight(config: Any, train: Callable[[Any, RunFolder | None], int], note: str | None = None) -> int:
+    """Real steps, validation, checkpoint and export by `train` in a scratch folder; prints memory and expected hours, and `note`."""
     accelerator = build_accelerator(config.train)
     total = count(config.train.images, "train.images")
     with tempfile.TemporaryDirectory() as own:
@@ -190,6 +190,6 @@ def preflight(config: Any, train: Callable[[Any, RunFolder | None], int]) -> int
         f"  memory       {memory / 2**30:.2f} GiB at most in a process ({describe(accelerator.device)})\n"
         f"  speed        {rate:.1f} images/s\n"
         f"  whole run    {total / rate / 3600:.2f} hours of training steps for {total:,} images\n"
-        f"  checkpoint   {checkpoint / 2**20:.0f} MiB each, {config.checkpoint.keep} kept"
+        f"  checkpoint   {checkpoint / 2**20:.0f} MiB each, {config.checkpoint.keep} kept" + ("" if note is None else f"\n  {note}")
     )
     return code

@@ -1,8 +1,10 @@
-"""A folder that one process at a time writes in. Torch-free."""
+"""A folder that one process at a time writes in, and that a refused start leaves as it was. Torch-free."""
 
 import fcntl
 import os
+import shutil
 import socket
+from dataclasses import dataclass
 from pathlib import Path
 
 from autoencoder.runtime.errors import ConfigError
@@ -10,15 +12,41 @@ from autoencoder.runtime.errors import ConfigError
 LOCK = ".lock"
 
 
-def make_folder(path: Path, purpose: str) -> set[str]:
-    """Make the folder given as `out` where it is not there yet; the names in it. ConfigError where that cannot be done."""
+@dataclass(frozen=True)
+class Before:
+    """What there was of a folder when a start took it."""
+
+    path: Path
+    names: frozenset[str]
+    """What it held."""
+    missing: tuple[Path, ...]
+    """Itself and those above it that did not exist, from the inside out."""
+
+    def restore(self) -> None:
+        """Take away what has come since; what was there stays. The lock goes last, so that no other process is let in while others go."""
+        for name in sorted({entry.name for entry in self.path.iterdir()} - self.names, key=lambda name: name == LOCK):
+            entry = self.path / name
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
+        for folder in self.missing:
+            try:
+                folder.rmdir()
+            except OSError:  # someone else's file is there
+                return
+
+
+def make_folder(path: Path, purpose: str) -> Before:
+    """Make the folder given as `out` where it is not there yet; returns what there was. ConfigError where that cannot be done."""
     if not str(path).strip() or path == Path():
         raise ConfigError("out", str(path), f"give a folder for {purpose}")
     if path.exists() and not path.is_dir():
         raise ConfigError("out", str(path), f"a file; give a folder for {purpose}")
     try:
+        missing = tuple(folder for folder in (path, *path.parents) if not folder.exists())
         path.mkdir(parents=True, exist_ok=True)
-        return {entry.name for entry in path.iterdir()}
+        return Before(path, frozenset(entry.name for entry in path.iterdir()), missing)
     except OSError as error:
         raise ConfigError("out", str(path), f"cannot be made or read ({error.strerror}); give a folder that can be written") from error
 

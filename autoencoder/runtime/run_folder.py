@@ -9,7 +9,7 @@ from autoencoder.runtime.config import count
 from autoencoder.runtime.config_file import dotted, plain, read_config, to_yaml
 from autoencoder.runtime.errors import ConfigError, UsageError
 from autoencoder.runtime.files import replace_text
-from autoencoder.runtime.lock import LOCK, hold, make_folder, release
+from autoencoder.runtime.lock import LOCK, Before, hold, make_folder, release
 
 FREE = (
     "log", "checkpoint", "data.workers", "train.max_hours", "train.on_nonfinite", "train.rollbacks", "train.rollback_lr", "sampling", "vae",
@@ -30,8 +30,8 @@ class RunFolder:
     `notes` says what a user should know of how the run goes on; `finished` whether there is nothing left to do.
     """
 
-    def __init__(self, path: Path, images: int) -> None:
-        self.path, self._images = path, images
+    def __init__(self, path: Path, images: int, before: Before) -> None:
+        self.path, self._images, self._before = path, images, before
         self.notes: list[str] = []
         self._lock = hold(path, self.notes)
 
@@ -45,12 +45,13 @@ class RunFolder:
         another process holds, that cannot be written, or that is something else than a run.
         """
         path = Path(path)
-        used = make_folder(path, "the run") - {LOCK, f".{CONFIG}.partial"}
+        before = make_folder(path, "the run")
+        used = before.names - {LOCK, f".{CONFIG}.partial"}
         if used and not (path / CONFIG).is_file():
             raise ConfigError("out", str(path), f"a folder with other files and no {CONFIG}, so no run; give a folder that is new or empty")
         if used and resume == "never":
             raise ConfigError("out", str(path), "a used folder, and resume is `never`; give another folder, or resume=auto to go on")
-        run = cls(path, count(config.train.images, LENGTH))
+        run = cls(path, count(config.train.images, LENGTH), before)
         try:
             run._agree(plain(config), _defaults(type(config)))
         except BaseException:
@@ -69,6 +70,16 @@ class RunFolder:
         complete = [marker.parent for marker in self.path.glob("checkpoints/step-*/complete")]
         return max(complete, key=lambda folder: int(folder.name.removeprefix("step-")), default=None)
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is something to protect: not where every start has failed before its first log line."""
+        return (self.path / METRICS).is_file() or self.newest_checkpoint() is not None
+
+    def withdraw(self) -> None:
+        """After a start that was refused: take away what it has put here, unless the run has begun."""
+        if not self.begun:
+            self._before.restore()
+
     def finish(self, record: dict[str, int]) -> None:
         """Write down that the run has ended after `record["images"]` images."""
         replace_text(self.path / FINISHED, json.dumps(record))
@@ -80,9 +91,8 @@ class RunFolder:
     def _agree(self, new: dict[str, Any], defaults: dict[str, Any]) -> None:
         """Compare with the folder's configuration, refuse or note what changed, and leave the new one there."""
         file = self.path / CONFIG
-        # A start that failed before its first log line has nothing to protect: its settings may be mended.
-        begun = (self.path / METRICS).is_file() or self.newest_checkpoint() is not None
-        if file.is_file() and begun:
+        # The settings of a run that has not begun may be mended.
+        if file.is_file() and self.begun:
             old = {**defaults, **dotted(read_config(file))}
             refused = []
             for key, before, now in _changes(old, dotted(new)):
