@@ -151,14 +151,15 @@ def main() -> None:
         loop("strong", folder, options, weight=KL_WEIGHTS["strong"][0], seed=0, steps=steps, lr=lr)
         result["tuning"][f"{lr:g} for {minutes:g} minutes"] = figures(folder, options)
         write()
-    part = result["ladder" if options.ladder else "runs"]
+    place = "ladder" if options.ladder else "runs"
+    part = result[place]
     for seed in [] if options.tune else options.seeds:
         for method in options.only or (LADDER if options.ladder else [*LEARNING_RATES, "ours"]):
             for weight in KL_WEIGHTS.get(method, KL_WEIGHTS["ours"]):
                 name, steps = f"{method} {seed} {weight:g}", steps_of(method, minutes)
                 if name in part:
                     continue
-                folder = options.runs / name.replace(" ", "-")
+                folder = options.runs / place / name.replace(" ", "-")
                 if method in LEARNING_RATES:
                     loop(method, folder, options, weight=weight, seed=seed, steps=steps, lr=LEARNING_RATES[method])
                 else:

@@ -153,6 +153,10 @@ def test_a_single_file_tells_no_scale_and_is_asked_for_it(pretrained: Path, tmp_
     back = ["--checkpoint", str(tmp_path / "folder"), "--format", "ldm", "--out", str(tmp_path / "back.safetensors")]
     assert export.main(back) == 0
     assert not open_pretrained(str(tmp_path / "back.safetensors")).scale_known
+    latents = ["--model", str(tmp_path / "folder"), "--data.source=demo", "--data.resolution=16", "--out", str(tmp_path / "latents")]
+    assert encode.main([*latents, "--data.workers=0"]) == 0
+    assert not open_pretrained(str(tmp_path / "latents" / "vae")).scale_known
+    capsys.readouterr()
     argv = [*TUNE, f"--model.pretrained={tmp_path / 'folder'}", "--model.train=decoder", "--out", str(tmp_path / "again")]
     assert train.main(argv) == 2
     assert "model.scaling_factor: not given" in capsys.readouterr().err

@@ -40,6 +40,12 @@ def test_links_between_pages_lead_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_the_docs_list_every_configuration_that_ships() -> None:
+    listed = re.search(r"name of one that ships: ([^)]*)\)", (ROOT / "docs" / "training.md").read_text())
+    assert listed is not None
+    assert set(re.findall(r"`([^`]+)`", listed[1])) == {file.stem for file in (ROOT / "configs" / "autoencoder").glob("*.yaml")}
+
+
 @pytest.mark.parametrize(("room", "forbidden"), [("autoencoder", {"diffusion", "scripts"}), ("diffusion", {"scripts"})])
 def test_layers_point_one_way(room: str, forbidden: set[str]) -> None:
     files = list((ROOT / room).rglob("*.py"))

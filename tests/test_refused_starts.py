@@ -49,9 +49,31 @@ def test_what_was_there_stays(tmp_path: Path) -> None:
 def test_a_run_that_has_begun_stays(tmp_path: Path) -> None:
     argv = [*SMALL, f"--out={tmp_path}"]
     assert train.main([*argv, "--train.images=8"]) == 0
-    before = {path.name for path in tmp_path.iterdir()}
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"}
     assert train.main([*argv, "--train.images=16", "--log.trackers=[nonesuch]"]) == 2
-    assert {path.name for path in tmp_path.iterdir()} == before
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"} == before
+    assert train.main([*argv, "--train.images=8"]) == 0
+
+
+def test_what_others_put_there_meanwhile_stays(tmp_path: Path) -> None:
+    run = RunFolder.open(tmp_path / "run", Config(), resume="auto")
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    run.withdraw()
+    run.close()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
+
+
+def test_nothing_goes_of_a_folder_that_cannot_be_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    for folder in (RunFolder.open(tmp_path / "run", Config(), resume="auto"), LatentsFolder(tmp_path / "latents")):
+        (folder.path / ("metrics.jsonl" if folder.path.name == "run" else "plan.json")).write_text("of another process")
+        before = sorted(folder.path.iterdir())
+        folder.withdraw()
+        folder.close()
+        assert sorted(folder.path.iterdir()) == before
 
 
 def test_a_start_that_is_not_refused_but_fails_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,8 @@ from autoencoder.runtime.files import partial, put
 from autoencoder.runtime.lock import LOCK, Before, hold, make_folder, release
 
 VAE = "vae"
+MADE = (PLAN, VAE, "data-*", "*.partial", ".*.partial", LOCK)
+"""What a start may have made when it is refused."""
 
 
 class LatentsFolder:
@@ -23,6 +25,7 @@ class LatentsFolder:
         """
         self.path, self.notes = Path(path), list[str]()
         self._lock: int | None = None
+        self._alone = False
         self._before: Before | None = None
         if dry and not self.path.exists():
             return
@@ -34,6 +37,7 @@ class LatentsFolder:
             )
         if not dry:
             self._lock = hold(self.path, self.notes)
+            self._alone = not self.notes
             for leftover in self.path.iterdir():
                 if _is_partial(leftover.name):
                     shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
@@ -44,9 +48,9 @@ class LatentsFolder:
             release(self._lock)
 
     def withdraw(self) -> None:
-        """After a start that was refused: take away what it has put here, unless there are shards."""
-        if self._before is not None and self._lock is not None and not self._begun():
-            self._before.restore()
+        """After a start that was refused: take away what it has made, unless there are shards, or the folder could not be locked."""
+        if self._before is not None and self._alone and not self._begun():
+            self._before.restore(MADE)
 
     def _begun(self) -> bool:
         return next(self.path.glob("data-*.json"), None) is not None

@@ -72,6 +72,8 @@ def set_up(config: EncodeConfig) -> Setup:
     precision = choose_precision(config.precision, device, "precision")
     told: dict[str, Any] = known or artifact.preprocessing(data, 256)
     preprocessing: dict[str, Any] = {key: told[key] for key in ("pixels", "crops", "preview") if key in told}
+    if not opened.scale_known:
+        preprocessing[artifact.SCALE_UNKNOWN] = True
     hashes = identity(vae, preprocessing["pixels"])
     settings = {key: plain(getattr(data, key)) for key in ("split", "resolution", "resize", "filter", "crop", "zoom")}
     asked = {key: getattr(config.data, key) for key in ("crops", "image_column", "label_column", "columns")}

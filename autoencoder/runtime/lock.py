@@ -4,7 +4,9 @@ import fcntl
 import os
 import shutil
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 from autoencoder.runtime.errors import ConfigError
@@ -22,10 +24,14 @@ class Before:
     missing: tuple[Path, ...]
     """Itself and those above it that did not exist, from the inside out."""
 
-    def restore(self) -> None:
-        """Take away what has come since; what was there stays. The lock goes last, so that no other process is let in while others go."""
-        for name in sorted({entry.name for entry in self.path.iterdir()} - self.names, key=lambda name: name == LOCK):
+    def restore(self, ours: Sequence[str]) -> None:
+        """Take away what has come since of the names `ours` (shell patterns): what was there stays, and so does what is someone else's. The
+        lock goes last, so that no other process is let in while others go."""
+        came = {entry.name for entry in self.path.iterdir()} - self.names
+        for name in sorted(came, key=lambda name: name == LOCK):
             entry = self.path / name
+            if not any(fnmatch(name, pattern) for pattern in ours):
+                continue
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry, ignore_errors=True)
             else:

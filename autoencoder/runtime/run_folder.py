@@ -22,6 +22,8 @@ LENGTH = "train.images"
 """May grow: the run is extended."""
 
 CONFIG, FINISHED, METRICS = "config.yaml", "finished.json", "metrics.jsonl"
+MADE = (CONFIG, METRICS, "network.json", "bad_images.jsonl", "checkpoints", "images", "tensorboard", ".*.partial", LOCK)
+"""What a start may have made when it is refused."""
 
 
 class RunFolder:
@@ -34,6 +36,9 @@ class RunFolder:
         self.path, self._images, self._before = path, images, before
         self.notes: list[str] = []
         self._lock = hold(path, self.notes)
+        self._alone = not self.notes
+        file = path / CONFIG
+        self._config = file.read_text() if file.is_file() else None
 
     @classmethod
     def open(cls, path: str | Path, config: Any, *, resume: Literal["auto", "never"]) -> "RunFolder":
@@ -76,9 +81,16 @@ class RunFolder:
         return (self.path / METRICS).is_file() or self.newest_checkpoint() is not None
 
     def withdraw(self) -> None:
-        """After a start that was refused: take away what it has put here, unless the run has begun."""
+        """After a start that was refused: the configuration is what it was, and what the start has made goes, unless the run has begun.
+
+        Where the folder could not be locked, all of it stays: it may be another process's.
+        """
+        if not self._alone:
+            return
+        if self._config is not None:
+            replace_text(self.path / CONFIG, self._config)
         if not self.begun:
-            self._before.restore()
+            self._before.restore(MADE)
 
     def finish(self, record: dict[str, int]) -> None:
         """Write down that the run has ended after `record["images"]` images."""
