@@ -129,6 +129,18 @@ def test_a_run_that_cannot_have_it_ends_at_its_start(
     assert message in said and said.count("\n") == 1
 
 
+def test_one_of_a_file_that_is_switched_off_is_not_looked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "critic.yaml"
+    file.write_text("objective: {adversarial: {name: hinge, own: {class_path: no_such_module.Critic, init_args: {a: 1}}}}")
+    argv = [*SMALL, "--train.images=8", "--log.validate_every_images=8", "--config", str(file)]
+    assert train.main([*argv, "--objective.adversarial.name=none", "--out", str(tmp_path / "off")]) == 0
+    # In its place ours, with its layers.
+    more = ["--objective.adversarial.own=null", "--objective.adversarial.layers=2"]
+    assert train.main([*argv, *more, "--out", str(tmp_path / "ours")]) == 0
+    assert "hinge, weight" in capsys.readouterr().out
+    assert train.main([*argv, "--out", str(tmp_path / "run")]) == 2
+
+
 def test_a_killed_run_resumes_to_the_same_bits_and_the_next_phase_takes_it_along(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
