@@ -214,8 +214,10 @@ class OnFrozenFeatures(nn.Module):
 class Photos:
     """Coloured noise of some size; the argument says in which form it is given."""
 
-    def __init__(self, count: int = 12, form: str = "array", side: int = 24, broken: int | None = None) -> None:
-        self.count, self.form, self.side, self.broken = count, form, side, broken
+    def __init__(
+        self, count: int = 12, form: str = "array", side: int = 24, broken: int | None = None, fails_after: int | None = None
+    ) -> None:
+        self.count, self.form, self.side, self.broken, self.fails_after, self.looked = count, form, side, broken, fails_after, 0
         if form == "labelled":
             self.classes, self.in_memory = ["even", "odd"], True
         if form == "named":
@@ -224,11 +226,18 @@ class Photos:
             self.ids = ["one"]
         if form == "labels":
             self.classes = [0, 1]
+        if form == "synonyms":
+            self.classes = [("even", "pair"), "odd"]
+        if form == "outside":
+            self.classes = ["even"]
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> object:
+        if self.fails_after is not None and self.looked >= self.fails_after:
+            raise OSError(f"no photo {index} any more")
+        self.looked += 1
         if index == self.broken or self.form == "raises":
             raise OSError(f"no photo {index}")
         generator = np.random.default_rng(index)
@@ -238,7 +247,7 @@ class Photos:
                 return pixels[:, :, 0]
             case "pil":
                 return Image.fromarray(pixels)
-            case "labelled":
+            case "labelled" | "synonyms" | "outside":
                 return Image.fromarray(pixels), np.int64(index % 2)
             case "tensor":
                 return torch.from_numpy(pixels).permute(2, 0, 1)
