@@ -137,6 +137,11 @@ def check_own(own: OwnClass, **others: str | None) -> None:
         require(not own.given or given is None, key, given, f"{own.class_path} takes its place and has its own init_args: leave one out")
 
 
+def images_key(own: OwnClass) -> str:
+    """The setting that names the images, where `own` is `data.own`."""
+    return "data.own.class_path" if own.given else "data.source"
+
+
 def listed(value: float | tuple[float, ...]) -> tuple[float, ...]:
     """A value or several as several."""
     return value if isinstance(value, tuple) else (value,)

@@ -16,6 +16,7 @@ from autoencoder.alarms import Subject, validation_alarms
 from autoencoder.config import DataConfig, TrainAutoencoderConfig
 from autoencoder.data.loader import ValidationSet
 from autoencoder.data.sources import Source, open_evaluation, open_train_and_validation
+from autoencoder.data_config import images_key
 from autoencoder.diffusability import measure_diffusability
 from autoencoder.evaluate import EvaluateConfig, EvaluateDataConfig
 from autoencoder.evaluation import Evaluation, evaluate
@@ -204,8 +205,7 @@ def _images(
         source = open_train_and_validation(data)[1]
     else:
         data = crops_of(config.data, config.data.source or "demo", recipe, pixels)
-        key = "data.own.class_path" if config.data.own.given else "data.source"
-        with obeying(pixels, config.model, key=key, given=config.data.given):
+        with obeying(pixels, config.model, key=images_key(config.data.own), given=config.data.given):
             source = open_evaluation(data, split=config.data.split, images=config.data.images)
     if data.resolution % factor:
         raise ConfigError("data.resolution", data.resolution, f"give a multiple of {factor}, the network's downsampling factor")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autoencoder.own_module import build_module, check_alone, noise, tried
+from autoencoder.own_module import build_module, called, check_alone, noise, tried
 from autoencoder.runtime.errors import ConfigError
 from autoencoder.runtime.own_class import OwnClass
 
@@ -21,15 +21,13 @@ class OwnDistance(nn.Module):
     B values, (B,) or (B, 1, 1, 1). What its constructor draws at random is the same every time.
 
     Raises:
-        ConfigError: a class that cannot be found or constructed, or is no module.
+        ConfigError: a class that cannot be found or constructed, is no module, or is another one when constructed again.
     """
 
     def __init__(self, own: OwnClass) -> None:
         super().__init__()
         self.own = own
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            self.module = build_module(own, KEY).requires_grad_(False).eval()
+        self.module = build_module(own, KEY, seed=0).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "OwnDistance":
         """Stays as it is."""
@@ -57,9 +55,18 @@ class OwnDistance(nn.Module):
         missing pixels are.
 
         Raises:
-            ConfigError: it gives anything but a finite value an image, with a finite gradient to the reconstruction that is not zero, or
-                one that depends on the rest of the batch.
+            ConfigError: it raises, changes its input, or gives anything but a finite value an image, with a finite gradient to the
+                reconstruction that is not zero, or one that depends on the rest of the batch.
         """
+        tried(lambda: self._check(shape, device, may_miss, autocast), (2, *shape), self._refuse)
+
+    def _check(
+        self,
+        shape: tuple[int, int, int],
+        device: torch.device,
+        may_miss: bool,
+        autocast: Callable[[], contextlib.AbstractContextManager[Any]],
+    ) -> None:
         images, other = noise(2, *shape, seed=0, device=device), noise(2, *shape, seed=1, device=device)
         images[1] = 0
         reconstruction = 0.7 * images + 0.3 * other
@@ -75,11 +82,12 @@ class OwnDistance(nn.Module):
                 for same in (half, images):
                     self._gradient(images, same)
         with torch.no_grad():
-            check_alone(self(images, reconstruction), self(images[:1], reconstruction[:1]), self._refuse)
+            alone = called(self, images[:1], reconstruction[:1], refuse=self._refuse)
+            check_alone(self(images, reconstruction), alone, self._refuse)
 
     def _check_values(self, images: Tensor, reconstruction: Tensor) -> None:
         shape = tuple(images.shape)
-        found = tried(lambda: self.module(images, reconstruction), shape, self._refuse)
+        found = called(self.module, images, reconstruction, refuse=self._refuse)
         if found.shape[:1] != images.shape[:1] or found.numel() != len(images):
             raise self._refuse(f"images {shape} give {tuple(found.shape)}; give a value an image, {(len(images),)}")
         if not found.isfinite().all():

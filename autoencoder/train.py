@@ -27,7 +27,7 @@ def check(config: TrainAutoencoderConfig) -> None:
     if perceptual.name == "lpips":
         lpips_weights_path(perceptual.net, perceptual.weights)
     adversarial = config.objective.adversarial
-    if adversarial.own.given:
+    if adversarial.on and adversarial.own.given:
         find_class(adversarial.own, "objective.adversarial.own", channels=config.data.channels)
     if perceptual.own.given:
         find_class(perceptual.own, "objective.perceptual.own")

@@ -1,5 +1,8 @@
 """Classes that tests give by `class_path`: whole ones, and ones with a fault each."""
 
+import random
+import sys
+
 import numpy as np
 import torch
 from PIL import Image
@@ -60,7 +63,35 @@ class Faulty(nn.Module):
                 return error.mean((1, 2, 3)) / error.mean()
             case "random":
                 return error.mean((1, 2, 3)) * torch.rand(())
+            case "overwrites":
+                return reconstruction.sub_(images).square().mean((1, 2, 3))
+            case "overwrites images":
+                return images.sub_(reconstruction).square().mean((1, 2, 3))
+            case "backward":
+                return NoWayBack.apply(error).mean((1, 2, 3))
+            case "pairs":
+                return error.mean((1, 2, 3)) if len(images) > 1 else images[1]
+            case "leaves":
+                sys.exit()
         raise AssertionError
+
+
+class Drawn(nn.Module):
+    """A distance, and with `channels` a discriminator, of weights that are drawn by some generator."""
+
+    def __init__(self, by: str, channels: int = 3) -> None:
+        super().__init__()
+        draws = {
+            "numpy": lambda: np.random.randn(1, channels, 3, 3),  # noqa: NPY002
+            "random": lambda: [[[[random.random()] * 3] * 3] * channels],
+            "system": lambda: np.random.default_rng().random((1, channels, 3, 3)),
+        }
+        self.weight = nn.Parameter(torch.tensor(draws[by](), dtype=torch.float32))
+
+    def forward(self, images: Tensor, reconstruction: Tensor | None = None) -> Tensor:
+        if reconstruction is None:
+            return nn.functional.conv2d(images, self.weight)
+        return nn.functional.conv2d(images - reconstruction, self.weight).square().mean((1, 2, 3))
 
 
 class Lazy(nn.Module):
@@ -131,7 +162,25 @@ class FaultyCritic(nn.Module):
                 self.passes += 1
             case "once":
                 return Once.apply(logits)
+            case "overwrites":
+                return self.layer(images.mul_(2))
+            case "backward":
+                return NoWayBack.apply(logits)
+            case "pairs":
+                return logits if len(images) > 1 else images[1]
         return logits
+
+
+class NoWayBack(torch.autograd.Function):
+    """The identity with a backward pass that fails."""
+
+    @staticmethod
+    def forward(ctx: object, values: Tensor) -> Tensor:
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: object, upstream: Tensor) -> Tensor:
+        raise RuntimeError("no way back")
 
 
 class Once(torch.autograd.Function):
@@ -151,20 +200,24 @@ class Once(torch.autograd.Function):
 class OnFrozenFeatures(nn.Module):
     """A discriminator whose first layer is fixed, as that of one on another network's features."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, norm: str = "none") -> None:
         super().__init__()
         self.features = nn.Conv2d(channels, 6, 3, stride=2, padding=1).requires_grad_(False)
+        kinds = {"frozen": nn.BatchNorm2d(6), "untracked": nn.BatchNorm2d(6, track_running_stats=False)}
+        self.norm = kinds.get(norm, nn.Identity()).requires_grad_(False)
         self.head = nn.Conv2d(6, 1, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.features(images).relu())
+        return self.head(self.norm(self.features(images)).relu())
 
 
 class Photos:
     """Coloured noise of some size; the argument says in which form it is given."""
 
-    def __init__(self, count: int = 12, form: str = "array", side: int = 24, broken: int | None = None) -> None:
-        self.count, self.form, self.side, self.broken = count, form, side, broken
+    def __init__(
+        self, count: int = 12, form: str = "array", side: int = 24, broken: int | None = None, fails_after: int | None = None
+    ) -> None:
+        self.count, self.form, self.side, self.broken, self.fails_after, self.looked = count, form, side, broken, fails_after, 0
         if form == "labelled":
             self.classes, self.in_memory = ["even", "odd"], True
         if form == "named":
@@ -173,11 +226,18 @@ class Photos:
             self.ids = ["one"]
         if form == "labels":
             self.classes = [0, 1]
+        if form == "synonyms":
+            self.classes = [("even", "pair"), "odd"]
+        if form == "outside":
+            self.classes = ["even"]
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> object:
+        if self.fails_after is not None and self.looked >= self.fails_after:
+            raise OSError(f"no photo {index} any more")
+        self.looked += 1
         if index == self.broken or self.form == "raises":
             raise OSError(f"no photo {index}")
         generator = np.random.default_rng(index)
@@ -187,7 +247,7 @@ class Photos:
                 return pixels[:, :, 0]
             case "pil":
                 return Image.fromarray(pixels)
-            case "labelled":
+            case "labelled" | "synonyms" | "outside":
                 return Image.fromarray(pixels), np.int64(index % 2)
             case "tensor":
                 return torch.from_numpy(pixels).permute(2, 0, 1)

@@ -88,6 +88,21 @@ def test_single_arguments_join_those_of_a_file_and_a_mapping_replaces_them(tmp_p
     assert parsed("--room.own.init_args={}", "--config", str(file)).init_args == {}
 
 
+@pytest.mark.parametrize("key", ["room.own", "room.own.class_path"])
+def test_null_switches_off_a_class_of_a_file_with_its_arguments(key: str, tmp_path: Path) -> None:
+    first, later = tmp_path / "first.yaml", tmp_path / "later.yaml"
+    first.write_text("room: {own: {class_path: mine.Ruler, init_args: {length: 1}}}")
+    assert parsed("--config", str(first), f"--{key}=null") == OwnClass()
+    assert parsed("--config", str(first), f"--{key}", "null", "--room.own=mine.Rod") == OwnClass(class_path="mine.Rod")
+    later.write_text("room: {own: null}" if key == "room.own" else "room: {own: {class_path: null}}")
+    assert parsed("--config", str(first), "--config", str(later)) == OwnClass()
+    assert parsed("--config", str(later), "--config", str(first)).init_args == {"length": 1}
+    # Arguments beside it, in the same place, are a mistake in either order.
+    for argv in ([f"--{key}=null", "--room.own.init_args.a=1"], ["--room.own.init_args.a=1", f"--{key}=null"]):
+        with pytest.raises(ConfigError, match=r"room\.own\.init_args: .* give class_path with them"):
+            parsed("--config", str(first), *argv)
+
+
 def test_what_is_printed_is_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     house = House(room=Room(own=OwnClass(class_path="mine.Ruler", init_args=MANY)))
     file = tmp_path / "config.yaml"
@@ -113,7 +128,10 @@ def test_help_tells_of_both_settings(capsys: pytest.CaptureFixture[str]) -> None
         (["--room.own=Ruler"], r"^room\.own\.class_path: got 'Ruler'; give an import path"),
         (["--room.own=mine.Ruler", "--room.own.init_args=3"], r"^room\.own\.init_args: got 3; give a mapping such as"),
         (["--room.own=mine.Ruler", "--room.own.init_args={1: 2}"], r"^room\.own\.init_args: got \{1: 2\}; give a mapping such as"),
-        (["--room.own=mine.Ruler", "--room.own.init_args.day=2020-01-01"], r"^room\.own\.init_args: .*give text, numbers, .* date"),
+        (["--room.own=mine.Ruler", "--room.own.init_args.day=2020-01-01"], r"^room\.own\.init_args: .*give text, finite numbers, .* date"),
+        (["--room.own=mine.Ruler", "--room.own.init_args.fill=.nan"], r"^room\.own\.init_args: .*; give text, finite numbers, "),
+        (["--room.own=mine.Ruler", "--room.own.init_args={a: [1, {b: -.inf}]}"], r"^room\.own\.init_args: .*; give text, finite numbers, "),
+        (["--room.own="], r"^room\.own\.class_path: got ''; give an import path"),
         (["--room.own.init_args.a=3"], r"^room\.own\.init_args: got \{'a': 3\}; .*give class_path with them"),
         (["--room.own.init_arg.a=3"], r"^room\.own\.init_arg\.a: no such setting"),
         (["--room.own.init_args."], r"no such setting"),
@@ -167,6 +185,7 @@ def test_what_cannot_be_found_or_constructed_is_refused_in_one_message(module: s
     [
         ("import no_such_library", "needs the module no_such_library, which is not installed"),
         ("x = 1\ny = (", r"raised SyntaxError: .* \(broken_.*\.py, line 2\)"),
+        ("import sys\nsys.exit()", r"raised SystemExit \(broken_.*\.py, line 2\); put what it does as a command under `if __name__"),
         ("x = 1\nraise RuntimeError('no luck')", r"raised RuntimeError: no luck \(broken_.*\.py, line 2\)"),
     ],
 )
@@ -175,6 +194,21 @@ def test_a_module_that_cannot_be_imported_is_refused_with_the_reason(module: str
     (tmp_path / f"{name}.py").write_text(text)
     with pytest.raises(ConfigError, match=message):
         find_class(OwnClass(class_path=f"{name}.Thing"), "room.own")
+
+
+def test_leaving_from_a_constructor_is_refused(module: str, tmp_path: Path) -> None:
+    (tmp_path / f"{module}.py").write_text("import sys\ndef ruler():\n    sys.exit()\n")
+    assert f"constructing {module}.ruler raised SystemExit ({module}.py, line 3)" in refused(f"{module}.ruler", {})
+
+
+def test_the_command_itself_has_no_class() -> None:
+    code = (
+        "from autoencoder.runtime.own_class import OwnClass, find_class\nclass X: ...\n"
+        "try:\n    find_class(OwnClass(class_path='__main__.X'), 'own')\nexcept ValueError as error:\n    print(error)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    said = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True).stdout
+    assert said.startswith("own.class_path: got '__main__.X'; __main__ is this command itself; give the name of the class's file")
 
 
 def test_a_module_that_is_not_there_is_missed_before_torch_is_imported() -> None:

@@ -62,6 +62,16 @@ def test_it_is_constructed_with_the_images_channels_from_the_seed(norm: str) -> 
     assert not any(module.training for module in made.modules())
 
 
+def test_other_generators_are_seeded_for_it_too() -> None:
+    made, again, other = (discriminator("Drawn", by="numpy", seed=seed).weight for seed in (3, 3, 2**32 + 4))
+    assert torch.equal(made, again) and not torch.equal(made, other)  # type: ignore[arg-type]
+
+
+def test_frozen_batch_norm_with_statistics_of_its_own_is_taken() -> None:
+    made = discriminator("OnFrozenFeatures", norm="frozen", r1=1)
+    assert made.norm.running_mean is not None and not made.norm.training  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("norm", ["spectral", "hook"])
 def test_spectral_norms_of_both_kinds_move_once_a_step_and_reach_one(norm: str) -> None:
     made = discriminator(norm=norm)
@@ -80,7 +90,12 @@ def test_spectral_norms_of_both_kinds_move_once_a_step_and_reach_one(norm: str) 
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("Critic", {"norm": "batch"}, r"body\.1 is a BatchNorm2d: statistics of a batch tie .* give GroupNorm"),
+        ("Critic", {"norm": "batch"}, r"body\.1 is a BatchNorm2d: in evaluation mode, .* never move, .* give GroupNorm"),
+        ("OnFrozenFeatures", {"norm": "untracked"}, r"norm is a BatchNorm2d"),
+        ("Drawn", {"by": "system"}, r"twice gives two values of weight"),
+        ("FaultyCritic", {"fault": "overwrites"}, r"it changes its input"),
+        ("FaultyCritic", {"fault": "backward"}, r"raised RuntimeError: no way back \(own_classes.py, line \d+\)"),
+        ("FaultyCritic", {"fault": "pairs"}, r"called with images \(1, 3, 16, 16\) it raised IndexError"),
         ("Critic", {"norm": "sync"}, r"body\.1 is a SyncBatchNorm"),
         ("FaultyCritic", {"fault": "score"}, r"images \(2, 3, 16, 16\) give \(2,\); give logits of patches, \(2, 1, h, w\)"),
         ("FaultyCritic", {"fault": "channels"}, r"give \(2, 3, 16, 16\); give logits of patches"),
@@ -127,6 +142,18 @@ def test_a_run_that_cannot_have_it_ends_at_its_start(
     assert train.main([*RUN, *OWN, *argv, "--out", str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
+
+
+def test_one_of_a_file_that_is_switched_off_is_not_looked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "critic.yaml"
+    file.write_text("objective: {adversarial: {name: hinge, own: {class_path: no_such_module.Critic, init_args: {a: 1}}}}")
+    argv = [*SMALL, "--train.images=8", "--log.validate_every_images=8", "--config", str(file)]
+    assert train.main([*argv, "--objective.adversarial.name=none", "--out", str(tmp_path / "off")]) == 0
+    # In its place ours, with its layers.
+    more = ["--objective.adversarial.own=null", "--objective.adversarial.layers=2"]
+    assert train.main([*argv, *more, "--out", str(tmp_path / "ours")]) == 0
+    assert "hinge, weight" in capsys.readouterr().err
+    assert train.main([*argv, "--out", str(tmp_path / "run")]) == 2
 
 
 def test_a_killed_run_resumes_to_the_same_bits_and_the_next_phase_takes_it_along(

@@ -1,6 +1,7 @@
 """A perceptual distance of the user's own: what is demanded of it, and whole runs with one."""
 
 import json
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,11 @@ def test_a_value_an_image_may_have_more_axes_and_comes_back_in_full_precision() 
         ("flat", r"no gradient to the reconstruction"),
         ("coupled", r"changes by .* with the other images of its batch"),
         ("random", r"changes by .* from call to call"),
+        ("overwrites", r"it changes its input"),
+        ("overwrites images", r"it changes its input"),
+        ("backward", r"raised RuntimeError: no way back \(own_classes.py, line \d+\)"),
+        ("pairs", r"called with images \(1, 3, 16, 16\) it raised IndexError: .* \(own_classes.py, line \d+\)"),
+        ("leaves", r"it raised SystemExit \(own_classes.py, line \d+\)"),
     ],
 )
 def test_what_is_no_distance_an_image_is_refused(fault: str, message: str) -> None:
@@ -87,6 +93,20 @@ def test_a_root_is_refused_only_where_pixels_may_be_missing() -> None:
     distance("Rooted").check((3, 16, 16), CPU)
     with pytest.raises(ConfigError, match=r"not finite where the reconstruction equals the image, as missing pixels do"):
         distance("Rooted").check((3, 16, 16), CPU, may_miss=True)
+
+
+@pytest.mark.parametrize("by", ["numpy", "random"])
+def test_what_other_generators_draw_for_it_is_the_same_every_time(by: str) -> None:
+    before, numpy_before = random.getstate(), np.random.get_state()[1].copy()  # type: ignore[index]  # noqa: NPY002
+    made, again = distance("Drawn", by=by), distance("Drawn", by=by)
+    assert random.getstate() == before
+    assert np.array_equal(np.random.get_state()[1], numpy_before)  # type: ignore[arg-type]  # noqa: NPY002
+    assert torch.equal(made.module.weight, again.module.weight)  # type: ignore[arg-type]
+
+
+def test_weights_that_no_seed_decides_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^objective\.perceptual\.own\.class_path: .* twice gives two values of weight"):
+        distance("Drawn", by="system")
 
 
 def test_a_class_that_is_no_module_is_refused() -> None:

@@ -7,19 +7,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 import yaml
 from PIL import Image
 from safetensors.numpy import load_file
 
 from autoencoder import encode, evaluate, finish, inspect_data, train
+from autoencoder.data.bands import DecodeError
+from autoencoder.data.decode import bands_of, take_image
 from autoencoder.data.own import OwnSource
 from autoencoder.data.sources import BadImage, open_evaluation, open_images, open_train_and_validation
 from autoencoder.data_config import DataConfig
+from autoencoder.pixel_recipe import recipe_of
 from autoencoder.runtime.errors import ConfigError
 from autoencoder.runtime.own_class import OwnClass
 from tests.children import SMALL
 from tests.own_classes import Photos
+from tests.test_data_bands import deep_png
 
 SHORT = [*SMALL, "--train.images=32", "--log.validate_every_images=32"]
 OWN = ["--data.own=tests.own_classes.Photos", "--data.own.init_args.side=32"]
@@ -65,6 +70,47 @@ def test_labels_names_and_fingerprint_are_the_objects_own_where_it_has_them() ->
     assert named.fingerprint == "of mine" and named.read(3).id == "photo/3.png" and named.name == "tests.own_classes.Photos"
     prints = [opened(**arguments).fingerprint for arguments in ({}, {}, {"count": 13}, {"side": 25})]
     assert prints[0] == prints[1] and len(set(prints)) == 3
+
+
+def test_a_class_of_several_names_has_them_joined() -> None:
+    assert opened(form="synonyms").labels == ["even, pair", "odd"]
+
+
+@pytest.mark.parametrize("suffix", ["tif", "png"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_file_whose_deeper_colours_pillow_drops_is_no_image(suffix: str, channels: int, tmp_path: Path) -> None:
+    deep = np.random.default_rng(0).integers(0, 2**16, (5, 6, 3), dtype=np.uint16)
+    recipe, file = recipe_of(DataConfig(channels=channels)), tmp_path / f"deep.{suffix}"
+    if suffix == "tif":
+        tifffile.imwrite(file, deep, photometric="rgb")
+    else:
+        file.write_bytes(deep_png(deep, np.arange(5) % 5))
+    for take in (bands_of, lambda image: take_image(image, recipe)):
+        with (
+            Image.open(file) as image,
+            pytest.raises(DecodeError, match=r"^Pillow keeps 8 of the 16 bits of .*; give an array"),
+        ):
+            take(image)
+    # Eight bits, and one band of sixteen, are kept.
+    Image.fromarray((deep >> 8).astype(np.uint8)).save(file)
+    with Image.open(file) as image:
+        assert np.array_equal(bands_of(image).values, deep >> 8) and take_image(image, recipe).pixels.dtype == np.uint8
+    Image.fromarray(deep[:, :, 0]).save(file)
+    with Image.open(file) as image:
+        assert np.array_equal(bands_of(image).values[:, :, 0], deep[:, :, 0])
+
+
+def test_where_no_image_can_be_read_the_class_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Opening looks at six.
+    argv = [*SHORT, *OWN, "--data.own.init_args.fails_after=6", "--data.workers=0", "--data.max_bad=2", "--out", str(tmp_path / "run")]
+    assert train.main(argv) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: data.own.class_path: tests.own_classes.Photos: none of 3 images in a row (data.max_bad=2) can be read: ")
+    assert said.endswith("; mend what its __getitem__ gives")
+    argv = ["--own=tests.own_classes.Photos", "--own.init_args.fails_after=3", "--out", str(tmp_path / "data.yaml")]
+    assert inspect_data.main(argv) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: own.class_path: ") and said.endswith("; mend what its __getitem__ gives")
 
 
 def test_what_reading_raises_makes_a_bad_image_with_the_reason() -> None:
@@ -167,6 +213,16 @@ def test_it_goes_through_every_command(tmp_path: Path, monkeypatch: pytest.Monke
     assert manifest["source"]["name"] == "tests.own_classes.Photos" and manifest["labels"] == ["even", "odd"]
     assert [bad["image"] for bad in manifest["bad"]] == [2]
     assert load_file(latents / "data-00000.safetensors")["label"].tolist() == [i % 2 for i in range(12) if i != 2]
+    refused = [
+        (["form=outside"], "image 1 has label 1, but there are 1 classes; mend its labels"),
+        (["broken=2"], "tests.own_classes.Photos: 1 images cannot be read, data.max_bad is 0: 2 (OSError: no photo 2"),
+        (["fails_after=6"], "none of the images of tests.own_classes.Photos can be read; mend what its __getitem__ gives"),
+    ]
+    for number, (given, message) in enumerate(refused):
+        more = [f"--data.own.init_args.{argument}" for argument in given] + (["--data.max_bad=0"] if "broken=2" in given else [])
+        argv = ["--model", str(run), *OWN, *more, "--data.workers=0", "--out", str(tmp_path / f"refused-{number}")]
+        assert encode.main(argv) == 2
+        assert f"error: data.own.class_path: {message}" in capsys.readouterr().err
     # Other arguments are other images.
     assert encode.main(["--model", str(run), *OWN, form, "--out", str(latents)]) == 2
     assert "source.fingerprint" in capsys.readouterr().err

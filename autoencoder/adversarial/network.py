@@ -7,7 +7,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from autoencoder.adversarial.losses import r1_penalty
 from autoencoder.adversarial.patchgan import PatchGAN
 from autoencoder.adversarial_config import AdversarialConfig
-from autoencoder.own_module import build_module, check_alone, noise, tried
+from autoencoder.own_module import build_module, called, check_alone, noise, tried
 from autoencoder.runtime.errors import ConfigError
 
 KEY = "objective.adversarial.own"
@@ -21,10 +21,8 @@ def build_discriminator(config: AdversarialConfig, *, shape: tuple[int, int, int
     """
     if not config.own.given:
         return PatchGAN(shape[0], width=config.width, layers=config.layers, norm=config.norm, seed=seed).to(device)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        # In training mode dropout would draw at random, and spectral norms would move with every forward pass.
-        network = build_module(config.own, KEY, channels=shape[0]).to(device).eval()
+    # In training mode dropout would draw at random, and spectral norms would move with every forward pass.
+    network = build_module(config.own, KEY, seed=seed, channels=shape[0]).to(device).eval()
     images = noise(2, *shape, seed=0, device=device)
     # Unlike the first, so that it would be felt there.
     images[1] = 0.5 + 0.1 * images[1]
@@ -38,6 +36,12 @@ def described(config: AdversarialConfig, network: nn.Module) -> str:
     return f"discriminator: {config.own}, {numbers / 1e6:.2f} M parameters"
 
 
+def _fixed(norm: _BatchNorm) -> bool:
+    """Whether it is as it was learned elsewhere: parameters that do not train, statistics that are its own."""
+    parameters = list(norm.parameters())
+    return bool(parameters) and not any(p.requires_grad for p in parameters) and norm.running_mean is not None
+
+
 class _Trial:
     """Each demand on a network of the user's own, and its refusal."""
 
@@ -46,16 +50,19 @@ class _Trial:
 
     def run(self, images: Tensor) -> None:
         """All of them, on images (B, C, H, W)."""
+        tried(lambda: self._run(images), tuple(images.shape), self._refuse)
+
+    def _run(self, images: Tensor) -> None:
         self._check_parts()
         before = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
+        with torch.no_grad():
+            self._check_logits(called(self.network, images, refuse=self._refuse), images)
         leaf = images.clone().requires_grad_()
-        logits = tried(lambda: self.network(leaf), tuple(images.shape), self._refuse)
-        self._check_logits(logits, images)
-        self._check_gradients(logits, leaf)
+        self._check_gradients(self.network(leaf), leaf)
         if self.config.r1 > 0:
             self._check_penalty(images)
         with torch.no_grad():
-            check_alone(self.network(images), self.network(images[:1]), self._refuse)
+            check_alone(self.network(images), called(self.network, images[:1], refuse=self._refuse), self._refuse)
         moved = [name for name, tensor in self.network.state_dict().items() if not torch.equal(tensor, before[name])]
         if moved:
             raise self._refuse(
@@ -64,10 +71,11 @@ class _Trial:
 
     def _check_parts(self) -> None:
         for name, module in self.network.named_modules():
-            if isinstance(module, _BatchNorm):
+            if isinstance(module, _BatchNorm) and not _fixed(module):
                 raise self._refuse(
-                    f"{name or 'it'} is a {type(module).__name__}: statistics of a batch tie an image's gradient to the others in its "
-                    "microbatch; give GroupNorm"
+                    f"{name or 'it'} is a {type(module).__name__}: in evaluation mode, in which it runs, its statistics would never move, "
+                    "and statistics of a batch would tie images to each other; give GroupNorm, or freeze its parameters where it has "
+                    "learned its statistics before"
                 )
         if not any(parameter.requires_grad for parameter in self.network.parameters()):
             raise self._refuse("it has no parameter that trains")

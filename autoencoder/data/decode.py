@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from autoencoder.data.bands import Bands, Decoded, DecodeError, Misfit, select
@@ -13,6 +14,8 @@ from autoencoder.pixel_recipe import PixelRecipe
 __all__ = ["DecodeError", "Decoded", "Misfit", "bands_of", "decode_image", "take_image"]
 
 _BITS_PER_SAMPLE = 258
+_DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+"""Modes of Pillow of more than 8 bits."""
 _WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 
 
@@ -31,7 +34,8 @@ def decode_image(data: Data, recipe: PixelRecipe) -> Decoded:
 
 
 def take_image(image: Any, recipe: PixelRecipe) -> Decoded:
-    """A PIL image, or an array (H, W) or (H, W, bands), as `decode_image` takes a file of it; DecodeError for anything else."""
+    """A PIL image, or an array (H, W) or (H, W, bands), as `decode_image` takes a file of it; DecodeError for anything else, and for an
+    image file whose deeper colours Pillow has not kept."""
     if isinstance(image, Image.Image) and _plain(recipe):
         with reasons():
             pixels = _eight_bit_of(_upright(image), recipe.channels)
@@ -71,16 +75,27 @@ def _eight_bit(data: Data, channels: int) -> np.ndarray | None:
 
 
 def _eight_bit_of(image: Image.Image, channels: int) -> np.ndarray | None:
-    # Pillow keeps 8 bits of the 16 that a colour TIFF may have.
-    deep_colour = isinstance(image, TiffImageFile) and max(image.tag_v2.get(_BITS_PER_SAMPLE, (8,))) > 8
-    if deep_colour or image.mode in ("I", "F") or image.mode.startswith("I;16"):
+    if _loses_bits(image) or image.mode in _DEEP:
         return None
     pixels = np.asarray(_over_white(image).convert("L" if channels == 1 else "RGB"))
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 
+def _loses_bits(image: Image.Image) -> bool:
+    """Whether Pillow keeps 8 bits of more that the file has in its colours, as far as the image can still tell."""
+    if image.mode in _DEEP:
+        return False
+    if isinstance(image, TiffImageFile):
+        return max(image.tag_v2.get(_BITS_PER_SAMPLE, (8,))) > 8
+    # What is to be read stands in the tiles until it is read.
+    return isinstance(image, PngImageFile) and any(";16" in str(tile[-1]) for tile in image.tile)
+
+
 def _upright(image: Image.Image) -> Image.Image:
     """A copy, turned as its EXIF orientation says."""
+    # A copy no longer knows its file.
+    if _loses_bits(image):
+        raise DecodeError("Pillow keeps 8 of the 16 bits of this file's colours; give an array")
     return ImageOps.exif_transpose(image)
 
 

@@ -121,7 +121,10 @@ def inspect(config: "InspectConfig") -> Inspection:
         _add(kinds[key], values, bands.nodata if config.nodata is None else config.nodata, index, KEPT // len(chosen))
     if not kinds:
         reasons = "; ".join(f"{id} ({reason})" for id, reason in bad[:3])
-        raise UsageError(f"source: {source.name}: none of {len(chosen)} images can be read: {reasons}; check that these are image files")
+        named, remedy = "source", "check that these are image files"
+        if config.own.given:
+            named, remedy = "own.class_path", "mend what its __getitem__ gives"
+        raise UsageError(f"{named}: {source.name}: none of {len(chosen)} images can be read: {reasons}; {remedy}")
     ordered = sorted(kinds.values(), key=lambda kind: -kind.images)
     return Inspection(source.name, len(source), len(chosen), ordered, bad)
 

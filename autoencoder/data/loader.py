@@ -15,7 +15,7 @@ from autoencoder.data.sources import BadImage, Record, Source
 from autoencoder.data.steps import Steps, part
 from autoencoder.data.transforms import train_crop, validation_crop
 from autoencoder.data.workers import load, spare_cores
-from autoencoder.data_config import DataConfig
+from autoencoder.data_config import DataConfig, images_key
 from autoencoder.pixel_recipe import recipe_of
 from autoencoder.runtime.errors import UsageError
 from autoencoder.runtime.rng import generator
@@ -107,7 +107,7 @@ class _Microbatches:
         return stack(examples or [_padding(self._config, self._latent_shape)], bad, self._recipe)
 
     def _example(self, position: int, bad: list[tuple[str, str]]) -> Example:
-        record, photo = _read_or_next(self._source, sample_index(self._seed, len(self._source), position), self._config.max_bad, bad)
+        record, photo = _read_or_next(self._source, sample_index(self._seed, len(self._source), position), self._config, bad)
         crop = train_crop(record.pixels, self._config, generator(self._seed, "crop", position), record.valid)
         noise = generator(self._seed, "noise", position).standard_normal(self._latent_shape, dtype=np.float32)
         return _example(crop, noise, record, record.id, position, photo)
@@ -158,9 +158,9 @@ def _example(crop: tuple[np.ndarray, np.ndarray | None], noise: np.ndarray, reco
     return Example(pixels, noise, record.label, id, position, photo, weight=1.0 if valid is None or valid.any() else 0.0, valid=valid)
 
 
-def _read_or_next(source: Source, index: int, max_bad: int, bad: list[tuple[str, str]]) -> tuple[Record, int]:
+def _read_or_next(source: Source, index: int, config: DataConfig, bad: list[tuple[str, str]]) -> tuple[Record, int]:
     """The image at `index`, or the first readable one after it, and its index; unreadable ones join `bad`."""
-    reasons = []
+    reasons, max_bad = [], config.max_bad
     for photo in ((index + offset) % len(source) for offset in range(min(len(source), max_bad + 1))):
         try:
             return source.read(photo), photo
@@ -168,7 +168,8 @@ def _read_or_next(source: Source, index: int, max_bad: int, bad: list[tuple[str,
             reasons.append(f"{error.id} ({error.reason})")
             bad.append((error.id, error.reason))
     extent = "none of its images" if len(reasons) == len(source) else f"none of {len(reasons)} images in a row (data.max_bad={max_bad})"
-    raise UsageError(f"data.source: {source.name}: {extent} can be read: {'; '.join(reasons[:3])}; check that these are image files")
+    remedy = "mend what its __getitem__ gives" if config.own.given else "check that these are image files"
+    raise UsageError(f"{images_key(config.own)}: {source.name}: {extent} can be read: {'; '.join(reasons[:3])}; {remedy}")
 
 
 def _padding(config: DataConfig, latent_shape: tuple[int, ...]) -> Example:

@@ -24,7 +24,7 @@ class OwnSource:
     Its `__getitem__(i)` gives an array (H, W) or (H, W, C), a PIL image, or a pair of one of them and a label (an integer, or None); what
     it raises makes that image a bad one. An array is taken as an .npy file of it would be, a PIL image as its file. It may also have:
 
-    - `classes`: class names by label;
+    - `classes`: class names by label, of each one or a tuple of several;
     - `ids`: a name for each image, instead of its number;
     - `fingerprint`: text that changes with its images, instead of a digest of class path, arguments and length;
     - `in_memory`: true where a look-up costs nothing, so that no loader processes are started.
@@ -42,9 +42,11 @@ class OwnSource:
         self._ids = None if ids is None else [str(id) for id in ids]
         self._require(self._ids is None or len(self._ids) == self._length, f"its `ids` are {len(self._ids or [])} of {self._length} images")
         classes = getattr(self._images, "classes", None)
-        named = isinstance(classes, (list, tuple)) and all(isinstance(name, str) for name in classes)
+        # Of several names, as torchvision has those of ImageNet.
+        several = [name if isinstance(name, tuple) else (name,) for name in classes] if isinstance(classes, (list, tuple)) else [()]
+        named = all(names and all(isinstance(name, str) for name in names) for names in several)
         self._require(classes is None or named, "its `classes` are no list of names")
-        self.labels: list[str] | None = None if classes is None else list(classes)
+        self.labels: list[str] | None = None if classes is None else [", ".join(names) for names in several]
         self.in_memory = bool(getattr(self._images, "in_memory", False))
         told = {**own.to_json(), "images": self._length}
         known = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
@@ -86,7 +88,7 @@ class OwnSource:
             self._require(hasattr(self._images, needed), f"its objects have no {needed}; give both __len__ and __getitem__")
         try:
             length = len(self._images)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ConfigError(self._key, self.name, f"its __len__ raised {raised(error)}") from error
         self._require(length > 0, "it has no images")
         return length
@@ -100,7 +102,7 @@ class OwnSource:
     def _item(self, index: int, id: str) -> tuple[Any, int]:
         try:
             item = self._images[int(index)]
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise BadImage(id, raised(error)) from error
         image, label = item if isinstance(item, tuple) and len(item) == 2 else (item, None)
         if label is None:

@@ -12,7 +12,7 @@ from autoencoder.data.bands import DecodeError, Misfit
 from autoencoder.data.formats import Data
 from autoencoder.data.order import spread
 from autoencoder.data.paths import VALIDATION_SPLITS, folder_splits, locate
-from autoencoder.data_config import DataConfig
+from autoencoder.data_config import DataConfig, images_key
 from autoencoder.runtime.errors import ConfigError
 from autoencoder.runtime.own_class import OwnClass
 from autoencoder.runtime.rng import generator
@@ -173,8 +173,8 @@ def open_train_and_validation(config: DataConfig) -> tuple[Source, Source]:
     elif not config.own.given and (own := _validation_split(config.source, "data.source", other_than=config.split)) is not None:
         validation = open_source(config.source, split=own, config=config)
     elif len(train) < 2:
-        key, given = ("data.own.class_path", config.own.class_path) if config.own.given else ("data.source", config.source)
-        raise ConfigError(key, given, "it has a single image and none to validate on; give data.validation_source")
+        remedy = "it has a single image and none to validate on; give data.validation_source or data.validation_own"
+        raise ConfigError(images_key(config.own), config.own.class_path or config.source, remedy)
     else:
         chosen, rest = _choose(len(train), min(config.validation_images, max(1, len(train) // 10)))
         return Subset(train, rest), Subset(train, chosen)

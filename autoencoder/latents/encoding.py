@@ -130,14 +130,15 @@ def _check_labels(labels: np.ndarray, names: np.ndarray, plan: Plan) -> None:
     if outside.any():
         image = int(np.argmax(outside))
         known = "labels are -1 (none) or more" if plan.labels is None else f"there are {len(plan.labels)} classes"
-        raise UsageError(f"data.label_column: image {names[image]} has label {labels[image]}, but {known}; mend the source's labels")
+        key, whose = (plan.images_key, "its") if plan.own else ("data.label_column", "the source's")
+        raise UsageError(f"{key}: image {names[image]} has label {labels[image]}, but {known}; mend {whose} labels")
 
 
 def _tolerate(records: dict[int, dict[str, Any]], most: int, plan: Plan) -> None:
     bad = {bad["image"]: f"{bad['name']} ({bad['reason']})" for record in records.values() for bad in record["bad"]}
     if len(bad) > most:
         raise UsageError(
-            f"data.source: {plan.source['name']}: {len(bad)} images cannot be read, data.max_bad is {most}: "
+            f"{plan.images_key}: {plan.source['name']}: {len(bad)} images cannot be read, data.max_bad is {most}: "
             f"{'; '.join(list(bad.values())[:3])}; mend them, or give a larger --data.max_bad to go on without them"
         )
 

@@ -31,7 +31,8 @@ def manifest(plan: Plan, records: list[dict[str, Any]]) -> dict[str, Any]:
     """The manifest's content, a function of plan and records; last its own digest."""
     rows = sum(record["rows"] for record in records)
     if not rows:
-        raise UsageError(f"data.source: none of the images of {plan.source['name']} can be read; check that these are image files")
+        remedy = "mend what its __getitem__ gives" if plan.own else "check that these are image files"
+        raise UsageError(f"{plan.images_key}: none of the images of {plan.source['name']} can be read; {remedy}")
     moments = functools.reduce(Moments.merge, (Moments.from_json(record["moments"]) for record in records))
     told: dict[str, Any] = {
         "format": FORMAT,

@@ -39,6 +39,16 @@ class Plan:
         return digest({"recipe": self.recipe, "fingerprint": self.source["fingerprint"]})
 
     @property
+    def own(self) -> bool:
+        """Whether the images are of a class of the user's own."""
+        return "own" in self.source
+
+    @property
+    def images_key(self) -> str:
+        """The setting that names the images."""
+        return "data.own.class_path" if self.own else "data.source"
+
+    @property
     def views(self) -> int:
         """Rows of an image."""
         crops: int = self.recipe["data"]["crops"]

@@ -11,6 +11,7 @@ import torch
 from autoencoder import artifact
 from autoencoder.config import DataConfig
 from autoencoder.data.sources import Source, open_images
+from autoencoder.data_config import images_key
 from autoencoder.experimental.saved import has_flow_posterior
 from autoencoder.identity import identity
 from autoencoder.latents.config import EncodeConfig
@@ -65,8 +66,7 @@ def set_up(config: EncodeConfig) -> Setup:
         print(f"model: {config.model} does not tell the scaling factor of its latents; vae/config.json beside these has 1", file=sys.stderr)
     data = _crops(config, vae, known)
     own = config.data.own
-    key = "data.own.class_path" if own.given else "data.source"
-    with obeying(artifact.pixels_of(vae, known), config.model, key=key, given=config.data.given):
+    with obeying(artifact.pixels_of(vae, known), config.model, key=images_key(own), given=config.data.given):
         source = open_images(data, split=config.data.split)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = choose_precision(config.precision, device, "precision")

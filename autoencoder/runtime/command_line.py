@@ -15,7 +15,8 @@ class CommandLine:
     `--KEY VALUE` and `--KEY=VALUE` override what files say; a later one overrides an earlier one. A
     switch (bool) needs no value. Keys are given whole: an abbreviation would change its meaning with
     the next setting that is added. A group that names a class (`OwnClass`) takes its path alone, `--KEY mypackage.Class`,
-    and arguments of the class one by one, `--KEY.init_args.NAME VALUE`, beside those that a file gives.
+    and arguments of the class one by one, `--KEY.init_args.NAME VALUE`, beside those that a file gives; null for its path takes back
+    the arguments that earlier files gave.
     """
 
     def __init__(self, argv: list[str], config_class: type, *, stage: str | None, positional: str | None) -> None:
@@ -88,10 +89,21 @@ class CommandLine:
             self.given[key] = with_entry(before if isinstance(before, dict) else {}, name, read_value(value))
         elif key.rpartition(".")[0] in self.classes and key.endswith(".init_args"):
             self.given[key] = read_value(value)
+        elif key.endswith(".class_path") and key.rpartition(".")[0] in self.classes:
+            self.given[key] = None if value and read_value(value) is None else value
         else:
             self.given[key] = _listed(value, self.types[key])
         self.files.pop(key, None)
         self.layers[-1].add(key)
+        self._forget_arguments(key)
+
+    def _forget_arguments(self, key: str) -> None:
+        """Where the path of a class has just become null: forget the arguments that earlier layers gave it."""
+        group, _, name = key.rpartition(".")
+        arguments = f"{group}.init_args"
+        if group in self.classes and name == "class_path" and self.given[key] is None and arguments not in self.layers[-1]:
+            self.given.pop(arguments, None)
+            self.files.pop(arguments, None)
 
     def _class_path(self, key: str) -> str:
         """The class path for the group that it is of."""
@@ -121,6 +133,7 @@ class CommandLine:
                 raise UsageError(f"{file}: `{key}` is given twice")
             self.given[key], self.files[key] = value, file
             self.layers[-1].add(key)
+            self._forget_arguments(key)
 
     def _check_key(self, key: str, where: str) -> None:
         if key in self.groups:

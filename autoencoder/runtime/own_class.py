@@ -38,9 +38,10 @@ class OwnClass:
         require(named, "class_path", self.class_path, "give an import path: module.Class or package.module.Class")
         try:
             # As they stand in config.yaml and in the provenance of what is made with them.
-            json.dumps(self.init_args)
-        except TypeError as error:
-            remedy = f"give text, numbers, true, false, null, and lists and mappings of them ({error})"
+            json.dumps(self.init_args, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            # NaN is unlike itself: no run with it could go on.
+            remedy = f"give text, finite numbers, true, false, null, and lists and mappings of them ({error})"
             raise ConfigError("init_args", self.init_args, remedy) from None
 
     @property
@@ -103,7 +104,7 @@ def build_own(own: OwnClass, key: str, **ours: Any) -> Any:
     made = find_class(own, key, **ours)
     try:
         return made(**ours, **own.init_args)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"{key}.class_path", own.class_path, f"constructing {own} raised {raised(error)}") from error
 
 
@@ -111,12 +112,17 @@ def raised(error: BaseException) -> str:
     """What somebody else's code raised and where, in a line: `ValueError: no such mode (metrics.py, line 12)`."""
     frames = traceback.extract_tb(error.__traceback__)
     # The user's line rather than that of a library that it called.
-    theirs = [frame for frame in frames if "site-packages" not in frame.filename and frame.filename != __file__] or frames
+    theirs = [frame for frame in frames if not frame.filename.startswith(_NOT_THEIRS) and "site-packages" not in frame.filename] or frames
     where = f" ({Path(theirs[-1].filename).name}, line {theirs[-1].lineno})" if theirs else ""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{type(error).__name__}: {error.msg} ({Path(error.filename).name}, line {error.lineno})"
-    said = first_line(error) if isinstance(error, Exception) else ""
-    return (f"{type(error).__name__}: {said}" if said != type(error).__name__ else said) + where
+    kind = type(error).__name__
+    said = first_line(error) if isinstance(error, Exception) else str(error)
+    return (f"{kind}: {said}" if said not in ("", kind) else kind) + where
+
+
+_NOT_THEIRS = (str(Path(__file__).parents[1]) + os.sep, "<frozen ")
+"""Starts of the file names of our own code and of the import system."""
 
 
 def _import(name: str, path: str, key: str) -> Any:
@@ -125,7 +131,10 @@ def _import(name: str, path: str, key: str) -> Any:
         # For good: what it imports later, and loader processes that unpickle its objects, look there too.
         sys.path.append(here)
     importlib.invalidate_caches()
-    if "torch" not in sys.modules and find_spec(name.partition(".")[0]) is not None:
+    root = name.partition(".")[0]
+    require(root != "__main__", key, path, "__main__ is this command itself; give the name of the class's file, without .py")
+    # One that is imported already may have no spec to find.
+    if "torch" not in sys.modules and (root in sys.modules or find_spec(root) is not None):
         # A module of networks imports torchvision, which may not fit torch: as before our own imports of it.
         importlib.import_module("autoencoder.runtime.torchvision_operators")
     try:
@@ -138,6 +147,9 @@ def _import(name: str, path: str, key: str) -> Any:
         raise ConfigError(key, path, f"importing {name} needs the module {missing}, which is not installed") from None
     except UsageError:
         raise
+    except SystemExit as error:
+        remedy = 'put what it does as a command under `if __name__ == "__main__"`'
+        raise ConfigError(key, path, f"importing {name} raised {raised(error)}; {remedy}") from error
     except Exception as error:
         raise ConfigError(key, path, f"importing {name} raised {raised(error)}") from error
 
