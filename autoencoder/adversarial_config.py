@@ -93,6 +93,12 @@ class AdversarialConfig:
         return self.name != "none"
 
     @property
+    def heard_from(self) -> int:
+        """The first count of images at which the decoder may hear the discriminator: of a plateau, after two windows and the warm-up."""
+        begins = 2 * count(self.plateau_images, "plateau_images") if self.start == PLATEAU else count(self.start, "start")
+        return begins + count(self.warmup_images, "warmup_images")
+
+    @property
     def unused(self) -> list[str]:
         """Settings away from their defaults that are there without a discriminator."""
         return [] if self.on else [f.name for f in fields(self) if getattr(self, f.name) != getattr(AdversarialConfig(), f.name)]

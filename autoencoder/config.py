@@ -102,5 +102,23 @@ IDLE = (
         ),
         "objective.adversarial.name is none, so that there is no discriminator. Give a name (hinge or non_saturating), or leave it out",
     ),
+    Idle(
+        "objective.perceptual.name",
+        lambda name: name != "own",
+        ("objective.perceptual.own.class_path",),
+        "objective.perceptual.name is {value}. If it is meant, give objective.perceptual.name=own with it, else leave it out",
+    ),
+    Idle(
+        "objective.perceptual.name",
+        lambda name: name == "none",
+        ("objective.perceptual.weight",),
+        "objective.perceptual.name is none, so that there is no distance. Give a name (ssim, lpips or own), or leave it out",
+    ),
+    Idle(
+        "objective.equivariance.share",
+        lambda share: share == 0,
+        ("objective.equivariance.weight",),
+        "objective.equivariance.share is 0, so that no image is transformed. Give a share (0.5, say), or leave it out",
+    ),
 )
 """What has no effect beside what."""

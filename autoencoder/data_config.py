@@ -133,8 +133,9 @@ class DataConfig:
 
 def check_own(own: OwnClass, **others: str | None) -> None:
     """Refuse settings that are of other sources, None where they are not given, beside a class of the user's own."""
+    remedy = f"{own.class_path} takes its place and has its own init_args: leave one out (null, where a file has it)"
     for key, given in others.items():
-        require(not own.given or given is None, key, given, f"{own.class_path} takes its place and has its own init_args: leave one out")
+        require(not own.given or given is None, key, given, remedy)
 
 
 def images_key(own: OwnClass) -> str:

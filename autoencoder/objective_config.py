@@ -155,8 +155,6 @@ class PerceptualConfig:
         require(self.window >= 3 and self.window % 2 == 1, "window", self.window, "give an odd number from 3")
         if self.name == "own":
             require(self.own.given, "own.class_path", None, "name `own` needs the class: give objective.perceptual.own.class_path")
-        remedy = "leave it out unless name is `own`; if it is meant, give objective.perceptual.name=own with it"
-        require(self.name == "own" or not self.own.given, "own.class_path", self.own.class_path, remedy)
 
     @property
     def least_side(self) -> int:

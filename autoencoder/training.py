@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from autoencoder import artifact, finetuning, model
 from autoencoder.adversarial import network
 from autoencoder.adversarial import saved as discriminators
+from autoencoder.adversarial_config import PLATEAU
 from autoencoder.config import TrainAutoencoderConfig
 from autoencoder.data.sources import open_train_and_validation
 from autoencoder.experimental.module import ExperimentalAutoencoder, Families
@@ -23,6 +24,7 @@ from autoencoder.own_distance import OwnDistance
 from autoencoder.perceptual import LPIPSDistance
 from autoencoder.runtime import launch
 from autoencoder.runtime.cli import load_config
+from autoencoder.runtime.config import count
 from autoencoder.runtime.run_folder import CONFIG, RunFolder
 from autoencoder.task import AutoencoderTask
 
@@ -95,8 +97,21 @@ def introduction(config: TrainAutoencoderConfig, latent_shape: tuple[int, int, i
             *lines(told),
             *([f"objective.adversarial.name is none: {', '.join(unused)} beside it have no effect"] if unused else []),
             *([describe(config.experimental)] if config.experimental.parts else []),
+            *_unheard(config),
         ]
     )
+
+
+def _unheard(config: TrainAutoencoderConfig) -> list[str]:
+    """A line where the run ends before its decoder can have heard the discriminator."""
+    adversarial, images = config.objective.adversarial, count(config.train.images, "train.images")
+    if not adversarial.on or adversarial.heard_from < images:
+        return []
+    waits = "two windows of plateau_images and warmup_images" if adversarial.start == PLATEAU else "start and warmup_images"
+    return [
+        f"note: the decoder hears no discriminator in this run: not before {adversarial.heard_from:,} images ({waits} of "
+        f"objective.adversarial), and the run ends at {images:,}"
+    ]
 
 
 def _resolution_of(path: str) -> int | None:

@@ -11,6 +11,7 @@ from autoencoder.data_config import DataConfig
 from autoencoder.model import build
 from autoencoder.model_config import ModelConfig
 from autoencoder.objective_config import ObjectiveConfig
+from autoencoder.runtime import cli
 from autoencoder.runtime.cli import load_config
 from autoencoder.runtime.config_file import plain, to_yaml
 from autoencoder.training import introduction
@@ -48,6 +49,9 @@ def printed(tmp_path: Path, argv: list[str], files: list[str]) -> int:
         (["--config=kl-f8", OFF, f"--{WEIGHT}=0.3"], [], WEIGHT),
         ([], [WEIGHT_FILE], WEIGHT),
         ([], ["objective: {adversarial: {name: none}}", WEIGHT_FILE], WEIGHT),
+        (["--objective.perceptual.weight=0.5"], [], "objective.perceptual.weight: got 0.5; it would have no effect"),
+        (["--objective.equivariance.weight=0.5"], [], "objective.equivariance.weight: got 0.5; it would have no effect"),
+        (["--objective.perceptual.own=a.B"], [], "objective.perceptual.own.class_path: got 'a.B'; it would have no effect"),
     ],
 )
 def test_what_is_given_beside_what_makes_it_idle_is_refused(
@@ -70,6 +74,9 @@ def test_what_is_given_beside_what_makes_it_idle_is_refused(
         ([OFF], [WEIGHT_FILE]),
         (["--objective.adversarial.name=hinge"], [WEIGHT_FILE]),
         ([], [WEIGHT_FILE, "objective: {adversarial: {name: none}}"]),
+        (["--objective.perceptual.name=ssim"], ["objective: {perceptual: {name: own, own: a.B}}"]),
+        (["--data.own=null", "--data.source=photos"], ["data: {own: a.B}"]),
+        (["--data.source=null", "--data.own=a.B"], ["data: {source: photos}"]),
     ],
 )
 def test_what_something_later_has_switched_off_is_taken(tmp_path: Path, argv: list[str], files: list[str]) -> None:
@@ -100,3 +107,14 @@ def test_a_start_says_what_of_its_configuration_has_no_effect(tmp_path: Path, ca
     argv += ["--train.images=8", f"--config={tmp_path / 'tiny.yaml'}", f"--model.pretrained={tmp_path / 'vae'}"]
     assert train.main([*argv, f"--out={tmp_path / 'run'}"]) == 0
     assert "model.preset=tiny has no effect: the network is that of" in capsys.readouterr().err
+
+
+def test_a_start_says_that_its_discriminator_comes_too_late(tmp_path: Path) -> None:
+    def said(*argv: str) -> str:
+        late = ["--objective.adversarial.name=hinge", "--objective.adversarial.layers=1", "--objective.adversarial.warmup_images=5k", *argv]
+        config = cli.parse(TrainAutoencoderConfig, [*SMALL, *late, f"--out={tmp_path}"], prog="x", description="x", stage="autoencoder")
+        return introduction(config, (4, 4, 4), 1, "x", 1)
+
+    assert "not before 45,000 images (two windows" in said("--train.images=45k")
+    assert "note: the decoder hears no" not in said("--train.images=45001")
+    assert "not before 5,007 images (start" in said("--objective.adversarial.start=7", "--train.images=5k")

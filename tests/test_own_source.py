@@ -129,7 +129,7 @@ def test_what_reading_raises_makes_a_bad_image_with_the_reason() -> None:
     ("name", "arguments", "message"),
     [
         ("Uncounted", {}, r"^data\.own\.class_path: got 'tests\.own_classes\.Uncounted'; its objects have no __len__"),
-        ("Photos", {"count": 0}, r"^data\.own\.class_path: .* it has no images"),
+        ("Photos", {"count": 0}, r"^data\.own\.class_path: .*Photos\(count=0\) has no images"),
         ("Photos", {"count": -1}, r"^data\.own\.class_path: .* its __len__ raised ValueError"),
         ("Photos", {"form": "raises"}, r"^data\.own\.class_path: .* none of 3 images can be had: 0 \(OSError: no photo 0"),
         ("Photos", {"form": "tensor"}, r"none of 3 images can be had: 0 \(a Tensor; give a NumPy array"),

@@ -37,7 +37,7 @@ class OwnSource:
         assert own.class_path is not None
         self._images, self._own, self._recipe = build_own(own, key), own, recipe_of(config)
         self._key, self.name = f"{key}.class_path", own.class_path
-        self._length = self._counted()
+        self._length = self._counted(own)
         ids = getattr(self._images, "ids", None)
         self._ids = None if ids is None else [str(id) for id in ids]
         self._require(self._ids is None or len(self._ids) == self._length, f"its `ids` are {len(self._ids or [])} of {self._length} images")
@@ -83,14 +83,14 @@ class OwnSource:
                 reasons.append(f"{error.id} ({error.reason})")
         self._require(len(reasons) < min(LOOKED, self._length), f"none of {len(reasons)} images can be had: {'; '.join(reasons)}")
 
-    def _counted(self) -> int:
+    def _counted(self, own: OwnClass) -> int:
         for needed in ("__len__", "__getitem__"):
             self._require(hasattr(self._images, needed), f"its objects have no {needed}; give both __len__ and __getitem__")
         try:
             length = len(self._images)
         except (Exception, SystemExit) as error:
             raise ConfigError(self._key, self.name, f"its __len__ raised {raised(error)}") from error
-        self._require(length > 0, "it has no images")
+        self._require(length > 0, f"{own} has no images")
         return length
 
     def _require(self, condition: bool, finding: str) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from autoencoder.runtime.config_file import closest, find_config, read_config, read_value
 from autoencoder.runtime.errors import ConfigError, UsageError
 from autoencoder.runtime.own_class import with_entry
-from autoencoder.runtime.settings import class_groups, groups, settings, takes_list, words
+from autoencoder.runtime.settings import admits, class_groups, groups, settings, takes_list, words
 
 
 class CommandLine:
@@ -91,6 +91,8 @@ class CommandLine:
             self.given[key] = read_value(value)
         elif key.endswith(".class_path") and key.rpartition(".")[0] in self.classes:
             self.given[key] = None if value and read_value(value) is None else value
+        elif value == "null" and admits(self.types[key], type(None)):
+            self.given[key] = None
         else:
             self.given[key] = _listed(value, self.types[key])
         self.files.pop(key, None)
