@@ -23,8 +23,11 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILI
 COMMANDS = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines() if line.startswith("firststage ")]
 SIZE = [
     *SMALL, "--train.images=48", "--log.validate_every_images=48", "--train.compile=false", "--data.resize=null",
-    "--optimizer.warmup_images=0", "--objective.adversarial.start=8", "--objective.adversarial.warmup_images=8",
-    "--objective.adversarial.ramp_images=8", "--objective.adversarial.gate=[0,1]",
+    "--optimizer.warmup_images=0",
+]  # fmt: skip
+GAME = [
+    "--objective.adversarial.start=8", "--objective.adversarial.warmup_images=8", "--objective.adversarial.ramp_images=8",
+    "--objective.adversarial.gate=[0,1]",
 ]  # fmt: skip
 
 
@@ -63,7 +66,8 @@ def run(out: str) -> None:
         if argv[0] == "train_autoencoder":
             # Beside the example neither LPIPS, whose weights are not here, nor PatchGAN, which such images are too small for.
             unused = {"perceptual": "--objective.perceptual.name=own" not in argv, "adversarial": "critic.yaml" not in argv}
-            small = [*SIZE, *(f"--objective.{term}.name=none" for term, off in unused.items() if off)]
+            game = [] if unused["adversarial"] else GAME
+            small = [*SIZE, *game, *(f"--objective.{term}.name=none" for term, off in unused.items() if off)]
         assert main([*argv, *small]) == 0
 
 
