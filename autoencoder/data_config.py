@@ -133,7 +133,7 @@ class DataConfig:
 
 def check_own(own: OwnClass, **others: str | None) -> None:
     """Refuse settings that are of other sources, None where they are not given, beside a class of the user's own."""
-    remedy = f"{own.class_path} takes its place and has its own init_args: leave one out (null, where a file has it)"
+    remedy = f"{own.class_path} takes its place: leave one out (one that a file has: data.own=null, or data.source=demo)"
     for key, given in others.items():
         require(not own.given or given is None, key, given, remedy)
 

@@ -76,7 +76,7 @@ def test_what_is_given_beside_what_makes_it_idle_is_refused(
         ([], [WEIGHT_FILE, "objective: {adversarial: {name: none}}"]),
         (["--objective.perceptual.name=ssim"], ["objective: {perceptual: {name: own, own: a.B}}"]),
         (["--data.own=null", "--data.source=photos"], ["data: {own: a.B}"]),
-        (["--data.source=null", "--data.own=a.B"], ["data: {source: photos}"]),
+        (["--data.source=demo", "--data.own=a.B"], ["data: {source: photos}"]),
     ],
 )
 def test_what_something_later_has_switched_off_is_taken(tmp_path: Path, argv: list[str], files: list[str]) -> None:
