@@ -58,7 +58,9 @@ def test_the_loss_gains_the_transformed_distortion_and_the_account_stays(tmp_pat
 def test_off_is_the_run_without_it_and_on_changes_what_is_logged_only_by_its_own_name(tmp_path: Path) -> None:
     short = [*SMALL, "--train.images=24"]
     assert run([*short, "--out", str(tmp_path / "off")]) == 0
-    assert run([*short, "--objective.equivariance.weight=3", "--out", str(tmp_path / "zero")]) == 0
+    (tmp_path / "on.yaml").write_text("objective: {equivariance: {share: 0.5, weight: 3}}")
+    argv = [f"--config={tmp_path / 'on.yaml'}", *short, "--objective.equivariance.share=0"]
+    assert run([*argv, "--out", str(tmp_path / "zero")]) == 0
     assert run([*short, *EQUIVARIANT, "--out", str(tmp_path / "on")]) == 0
     off, zero, on = (_lines(tmp_path / name) for name in ("off", "zero", "on"))
     assert off == zero
