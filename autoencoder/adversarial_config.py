@@ -101,7 +101,8 @@ class AdversarialConfig:
     @property
     def unused(self) -> list[str]:
         """Settings away from their defaults that are there without a discriminator."""
-        return [] if self.on else [f.name for f in fields(self) if getattr(self, f.name) != getattr(AdversarialConfig(), f.name)]
+        usual = AdversarialConfig()
+        return [] if self.on else [f.name for f in fields(self) if getattr(self, f.name) != getattr(usual, f.name)]
 
     @property
     def smallest_side(self) -> int:

@@ -31,7 +31,7 @@ def _encode(argv: list[str] | None) -> int:
     elif config.data.source is not None:
         check_source(config.data.source, "data.source")
     else:
-        raise ConfigError("data.source", None, "give the images: `demo`, a folder, a parquet or WebDataset glob, or a hub name")
+        raise ConfigError("data.source", None, "give the images: `demo`, a folder, a parquet or WebDataset glob, a hub name, or data.own")
     folder = LatentsFolder(config.out, dry=config.preflight)
     try:
         from autoencoder.latents.encoding import encode_dataset

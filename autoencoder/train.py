@@ -29,7 +29,7 @@ def check(config: TrainAutoencoderConfig) -> None:
     adversarial = config.objective.adversarial
     if adversarial.on and adversarial.own.given:
         find_class(adversarial.own, "objective.adversarial.own", channels=config.data.channels)
-    if perceptual.own.given:
+    if perceptual.name == "own":
         find_class(perceptual.own, "objective.perceptual.own")
 
 

@@ -249,6 +249,8 @@ class Photos:
                 return Image.fromarray(pixels)
             case "labelled" | "synonyms" | "outside":
                 return Image.fromarray(pixels), np.int64(index % 2)
+            case "channels first":
+                return pixels.transpose(2, 0, 1)
             case "tensor":
                 return torch.from_numpy(pixels).permute(2, 0, 1)
             case "float":

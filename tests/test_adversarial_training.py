@@ -3,7 +3,6 @@
 import json
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from autoencoder import evaluate, finish, train
+from autoencoder import evaluate, train
 from autoencoder.adversarial.gradients import layer_gradient
 from autoencoder.adversarial.patchgan import PatchGAN
 from autoencoder.adversarial.saved import FILE
@@ -34,18 +33,7 @@ RUN = [*SMALL, "--log.validate_every_images=160", "--checkpoint.every_images=40"
 SHORT = [*RUN, "--train.images=64", "--checkpoint.every_images=null"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its charts take longer than these runs."""
-    monkeypatch.setattr(finish, "write_report", lambda *_: None)
+pytestmark = pytest.mark.usefixtures("one_thread", "no_report")
 
 
 @pytest.fixture(scope="module")

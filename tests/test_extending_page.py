@@ -9,10 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from autoencoder import finish
 from autoencoder.adversarial.saved import FILE
 from diffusion.command import main
 from tests.children import SMALL
@@ -25,6 +23,7 @@ SIZE = [
     *SMALL, "--train.images=48", "--log.validate_every_images=48", "--train.compile=false", "--data.resize=null",
     "--optimizer.warmup_images=0",
 ]  # fmt: skip
+pytestmark = pytest.mark.usefixtures("one_thread", "no_report")
 GAME = [
     "--objective.adversarial.start=8", "--objective.adversarial.warmup_images=8", "--objective.adversarial.ramp_images=8",
     "--objective.adversarial.gate=[0,1]",
@@ -34,10 +33,7 @@ GAME = [
 @pytest.fixture
 def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A working directory with the page's files in it, and some images."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(finish, "write_report", lambda *_: None)
     monkeypatch.setattr(sys, "path", [*sys.path])
     names = []
     for kind, text in BLOCKS:
@@ -52,7 +48,6 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for number, frame in enumerate(frames[:8]):
         Image.fromarray(frame).save(tmp_path / "photos" / f"{number}.png")
     yield tmp_path
-    torch.set_num_threads(threads)
     for name in names:
         sys.modules.pop(name.removesuffix(".py"), None)
 

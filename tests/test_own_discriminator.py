@@ -2,7 +2,6 @@
 
 import json
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from autoencoder import finish, train
+from autoencoder import train
 from autoencoder.adversarial.network import build_discriminator
 from autoencoder.adversarial.patchgan import iterate_norms
 from autoencoder.adversarial.saved import FILE
@@ -30,18 +29,7 @@ RUN = [*SMALL, "--log.validate_every_images=160", "--checkpoint.every_images=40"
 OWN = ["--objective.adversarial.own=tests.own_classes.Critic", "--objective.adversarial.own.init_args.norm=hook"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its charts take longer than these runs."""
-    monkeypatch.setattr(finish, "write_report", lambda *_: None)
+pytestmark = pytest.mark.usefixtures("one_thread", "no_report")
 
 
 def discriminator(name: str = "Critic", *, r1: float = 0.0, seed: int = 0, **arguments: Any) -> nn.Module:

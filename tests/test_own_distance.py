@@ -2,7 +2,6 @@
 
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,11 @@ import torch
 import yaml
 
 from autoencoder import evaluate, train
+from autoencoder.config import TrainAutoencoderConfig
 from autoencoder.objective_config import PerceptualConfig
 from autoencoder.own_distance import OwnDistance
 from autoencoder.perceptual import build_perceptual
+from autoencoder.runtime import cli
 from autoencoder.runtime.errors import ConfigError
 from autoencoder.runtime.own_class import OwnClass
 from tests.children import SMALL
@@ -24,12 +25,7 @@ SHORT = [*SMALL, "--train.images=32", "--log.validate_every_images=32"]
 OWN = ["--objective.perceptual.name=own", "--objective.perceptual.weight=3"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def distance(name: str, **arguments: Any) -> OwnDistance:
@@ -176,3 +172,11 @@ def test_missing_pixels_are_shown_to_it_as_if_reproduced(tmp_path: Path, capsys:
     # A mean over all values, where the run's own mean squared error is one over those that are observed.
     for line in training:
         assert line["perceptual"] == pytest.approx(line["mean_squared_error"] * line["valid_share"], rel=0.1)
+
+
+def test_one_of_a_file_that_is_switched_off_is_not_looked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "own.yaml").write_text("objective: {perceptual: {name: own, own: no_such_module.Distance}}")
+    argv = [*SHORT, f"--config={tmp_path / 'own.yaml'}", f"--out={tmp_path / 'run'}"]
+    train.check(cli.parse(TrainAutoencoderConfig, [*argv, "--objective.perceptual.name=ssim"], prog="x", description="x"))
+    assert train.main(argv) == 2
+    assert "there is no module no_such_module" in capsys.readouterr().err

@@ -1,14 +1,12 @@
 """Images from a class of the user's own: how they are taken, what is refused, and the commands that take them."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
-import torch
 import yaml
 from PIL import Image
 from safetensors.numpy import load_file
@@ -30,12 +28,7 @@ SHORT = [*SMALL, "--train.images=32", "--log.validate_every_images=32"]
 OWN = ["--data.own=tests.own_classes.Photos", "--data.own.init_args.side=32"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def config(name: str = "Photos", settings: dict[str, Any] | None = None, **arguments: Any) -> DataConfig:
@@ -132,7 +125,12 @@ def test_what_reading_raises_makes_a_bad_image_with_the_reason() -> None:
         ("Photos", {"count": 0}, r"^data\.own\.class_path: .*Photos\(count=0\) has no images"),
         ("Photos", {"count": -1}, r"^data\.own\.class_path: .* its __len__ raised ValueError"),
         ("Photos", {"form": "raises"}, r"^data\.own\.class_path: .* none of 3 images can be had: 0 \(OSError: no photo 0"),
-        ("Photos", {"form": "tensor"}, r"none of 3 images can be had: 0 \(a Tensor; give a NumPy array"),
+        ("Photos", {"form": "tensor"}, r"none of 3 images can be had: 0, \d+, \d+ \(a Tensor; give a NumPy array"),
+        (
+            "Photos",
+            {"form": "channels first"},
+            r"0, \d+, \d+ \(an array of shape \(3, \d+, \d+\), whose channels stand first",
+        ),
         ("Photos", {"form": "misnamed"}, r"its `ids` are 1 of 12 images"),
         ("Photos", {"form": "labels"}, r"its `classes` are no list of names"),
         ("Photos", {"form": "float"}, r"^data\.low: .*; tests\.own_classes\.Photos: 0 does not fit: .* give data\.low and data\.high"),

@@ -9,6 +9,7 @@ from autoencoder.adversarial.game import Game
 from autoencoder.latents.folder import LatentsFolder
 from autoencoder.model import build
 from autoencoder.model_config import ModelConfig
+from autoencoder.runtime.config import TrainConfig
 from autoencoder.runtime.errors import UsageError
 from autoencoder.runtime.run_folder import RunFolder
 from diffusion import train as train_diffusion
@@ -53,6 +54,18 @@ def test_a_run_that_has_begun_stays(tmp_path: Path) -> None:
     assert train.main([*argv, "--train.images=16", "--log.trackers=[nonesuch]"]) == 2
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"} == before
     assert train.main([*argv, "--train.images=8"]) == 0
+
+
+def test_checkpoints_under_the_new_configuration_keep_it(tmp_path: Path) -> None:
+    RunFolder.open(tmp_path, Config(), resume="auto").close()
+    (tmp_path / "metrics.jsonl").touch()
+    run = RunFolder.open(tmp_path, Config(train=TrainConfig(images="30k")), resume="auto")
+    checkpoint = tmp_path / "checkpoints" / "step-00000008"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "complete").touch()
+    run.withdraw()
+    run.close()
+    assert "30k" in (tmp_path / "config.yaml").read_text()
 
 
 def test_what_others_put_there_meanwhile_stays(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ __all__ = ["DecodeError", "Decoded", "Misfit", "bands_of", "decode_image", "take
 _BITS_PER_SAMPLE = 258
 _DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 """Modes of Pillow of more than 8 bits."""
+FEW = 4
+"""Rows that no image to train on has: so many at most along the first axis of an array are its channels."""
 _WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 
 
@@ -54,6 +56,8 @@ def bands_of(image: Any) -> Bands:
             raise DecodeError(f"a {type(image).__name__}; give a NumPy array (H, W) or (H, W, C), or a PIL image{remedy}")
         if image.ndim not in (2, 3) or not image.size:
             raise DecodeError(f"an array of shape {image.shape}; give (H, W) or (H, W, C)")
+        if image.ndim == 3 and image.shape[0] <= FEW < min(image.shape[1:]):
+            raise DecodeError(f"an array of shape {image.shape}, whose channels stand first; give (H, W, C): array.transpose(1, 2, 0)")
         return array_bands(image if image.ndim == 3 else image[:, :, None])
 
 

@@ -75,13 +75,14 @@ class OwnSource:
 
     def look(self) -> None:
         """ConfigError where none of a few images can be had, as then something is wrong with all."""
-        reasons = []
-        for index in spread(self._length, LOOKED).tolist():
+        looked, names = spread(self._length, LOOKED).tolist(), dict[str, list[str]]()
+        for index in looked:
             try:
                 self.bands(index)
             except BadImage as error:
-                reasons.append(f"{error.id} ({error.reason})")
-        self._require(len(reasons) < min(LOOKED, self._length), f"none of {len(reasons)} images can be had: {'; '.join(reasons)}")
+                names.setdefault(error.reason, []).append(error.id)
+        told = "; ".join(f"{', '.join(ids)} ({reason})" for reason, ids in names.items())
+        self._require(sum(map(len, names.values())) < len(looked), f"none of {len(looked)} images can be had: {told}")
 
     def _counted(self, own: OwnClass) -> int:
         for needed in ("__len__", "__getitem__"):

@@ -39,6 +39,7 @@ class RunFolder:
         self._alone = not self.notes
         file = path / CONFIG
         self._config = file.read_text() if file.is_file() else None
+        self._from = self.newest_checkpoint()
 
     @classmethod
     def open(cls, path: str | Path, config: Any, *, resume: Literal["auto", "never"]) -> "RunFolder":
@@ -81,13 +82,14 @@ class RunFolder:
         return (self.path / METRICS).is_file() or self.newest_checkpoint() is not None
 
     def withdraw(self) -> None:
-        """After a start that was refused: the configuration is what it was, and what the start has made goes, unless the run has begun.
+        """After a start that was refused: what it has made goes, unless the run has begun, and the configuration is what it was,
+        unless there are checkpoints under the new one.
 
         Where the folder could not be locked, all of it stays: it may be another process's.
         """
         if not self._alone:
             return
-        if self._config is not None:
+        if self._config is not None and self.newest_checkpoint() == self._from:
             replace_text(self.path / CONFIG, self._config)
         if not self.begun:
             self._before.restore(MADE)

@@ -1,0 +1,24 @@
+"""Fixtures of several files, which ask for them by `pytest.mark.usefixtures`."""
+
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One thread, as small runs are quickest."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs without a report page, whose charts take longer than they do."""
+    from autoencoder import finish
+
+    monkeypatch.setattr(finish, "write_report", lambda *_: None)
