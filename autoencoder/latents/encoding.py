@@ -4,15 +4,8 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import torch
-
-from autoencoder.data.batch import Batch
-from autoencoder.data.workers import load as load_batches
 from autoencoder.data.workers import spare_cores
 from autoencoder.latents import shards
 from autoencoder.latents.config import EncodeConfig
@@ -20,8 +13,8 @@ from autoencoder.latents.crops import CropBatches
 from autoencoder.latents.folder import LatentsFolder
 from autoencoder.latents.manifest import finalize
 from autoencoder.latents.network import Encoder
+from autoencoder.latents.pipeline import encode_shards
 from autoencoder.latents.plan import Plan
-from autoencoder.latents.progress import Progress
 from autoencoder.latents.setup import Setup, set_up
 from autoencoder.latents.table import SideTable
 from autoencoder.runtime.console import duration
@@ -61,7 +54,7 @@ def encode_dataset(config: EncodeConfig, folder: LatentsFolder) -> int:
         folder.freeze(plan)
     setup.keep_model(folder.path)
     if pending:
-        for record in _encode(folder, plan, pending, crops, encoder, table, workers, setup.device.type == "cuda"):
+        for record in encode_shards(folder.path, plan, pending, crops, encoder, table, workers, setup.device.type == "cuda"):
             records[record["shard"]] = record
             _tolerate(records, config.data.max_bad, plan)
     ordered = [records[n] for n in range(plan.shards)]
@@ -76,62 +69,6 @@ def encode_dataset(config: EncodeConfig, folder: LatentsFolder) -> int:
         else f"{folder.path}: finished already ({rows:,} rows); nothing to do"
     )
     return 0
-
-
-def _encode(
-    folder: LatentsFolder, plan: Plan, pending: list[int], crops: CropBatches, encoder: Encoder, table: SideTable, workers: int, pin: bool
-) -> Iterator[dict[str, Any]]:
-    """Commit the pending shards, one after the other; yields their records."""
-    batches = iter(load_batches(crops, range(len(crops)), workers, pin))
-    todo = sum(len(plan.shard(n)) for n in pending)
-    progress = Progress(plan.rows, plan.rows - todo)
-    finished = False
-    try:
-        for shard in pending:
-            parts = []
-            for _ in plan.microbatches(shard):
-                batch = next(batches)
-                parts.append((_without_pixels(batch), encoder(batch)))
-                progress.advance(len(batch.ids))
-            yield shards.write(folder.path, plan, shard, _gather(parts, table, plan))
-        finished = True
-    finally:
-        progress.close(finished)
-
-
-def _without_pixels(batch: Batch) -> Batch:
-    """What a shard needs of a batch, in memory of its own: a loader process's tensors each keep a file descriptor open."""
-    empty = torch.empty(0)
-    kept = {name: getattr(batch, name).clone() for name in ("labels", "position", "photo", "weight")}
-    return replace(batch, pixels=empty, noise=empty, **kept)
-
-
-def _gather(parts: list[tuple[Batch, dict[str, np.ndarray]]], table: SideTable, plan: Plan) -> shards.Encoded:
-    """A shard of its microbatches, without the rows of bad images."""
-    kept = np.concatenate([batch.weight.numpy() > 0 for batch, _ in parts])
-    rows = np.concatenate([batch.position.numpy() for batch, _ in parts])
-    labels = np.concatenate([batch.labels.numpy() for batch, _ in parts])
-    images = np.concatenate([batch.photo.numpy() for batch, _ in parts])
-    names = np.array([id for batch, _ in parts for id in batch.ids], dtype=object)
-    tensors = {name: np.concatenate([moments[name] for _, moments in parts])[kept] for name in parts[0][1]}
-    _check_labels(labels[kept], names[kept], plan)
-    reasons = {id: reason for batch, _ in parts for id, reason in batch.bad}
-    bad = [
-        {"image": int(image), "name": names[lost[0]], "reason": reasons[names[lost[0]]], "rows": [int(rows[lost[0]]), int(rows[lost[-1]])]}
-        for image in np.unique(images[~kept])
-        for lost in [np.flatnonzero(images == image)]
-    ]
-    tensors |= {"label": labels[kept].astype(np.int64), "id": rows[kept].astype(np.int64)}
-    return shards.Encoded(tensors, table.of(rows[kept], images[kept], list(names[kept])), bad)
-
-
-def _check_labels(labels: np.ndarray, names: np.ndarray, plan: Plan) -> None:
-    outside = labels < -1 if plan.labels is None else (labels < -1) | (labels >= len(plan.labels))
-    if outside.any():
-        image = int(np.argmax(outside))
-        known = "labels are -1 (none) or more" if plan.labels is None else f"there are {len(plan.labels)} classes"
-        key, whose = (plan.images_key, "its") if plan.own else ("data.label_column", "the source's")
-        raise UsageError(f"{key}: image {names[image]} has label {labels[image]}, but {known}; mend {whose} labels")
 
 
 def _tolerate(records: dict[int, dict[str, Any]], most: int, plan: Plan) -> None:
