@@ -192,7 +192,11 @@ def test_preflight_says_that_memory_and_hours_are_those_of_both_players(tmp_path
     argv = [*SMALL, "--train.images=64", "--preflight", "--out", str(tmp_path / "run")]
     for discriminator in ([], GAN):
         assert train.main([*argv, *discriminator]) == 0
-        assert ("players      the discriminator trained from the first step on" in capsys.readouterr().out) == bool(discriminator)
+        told = capsys.readouterr()
+        assert ("players      the discriminator trained from the first step on" in told.out) == bool(discriminator)
+    # What is told of the run is the run's, not the trial's.
+    assert "from 40 images on; the decoder hears it 40 images later, in full after 40 more" in " ".join(told.err.split())
+    assert "note: the decoder hears no discriminator in this run: not before 80 images" in told.err
 
 
 def test_evaluation_refuses_crops_on_which_lpips_has_no_features(

@@ -216,6 +216,7 @@ def test_images_that_do_not_fit_the_model_are_refused_in_one_message(run: Path, 
             assert part in said
         # What the recipe has decided is no setting of these commands.
         assert "give data." not in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_likelihoods_over_levels_are_refused_for_continuous_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -291,7 +292,8 @@ def test_images_that_are_skipped_are_named_once_others_fit(
     assert reconstruct.main(argv) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["skipped", "1.tif", "skipped"]
     (tmp_path / "mixed" / "1.tif").unlink()
-    assert reconstruct.main(argv) == 2
+    assert reconstruct.main([*argv[:-1], str(tmp_path / "other" / "out")]) == 2
+    assert not (tmp_path / "other").exists()
     said = capsys.readouterr()
     assert [line.split()[0] for line in said.out.splitlines()] == ["skipped", "skipped"]
     assert "none of the 2 images" in said.err
