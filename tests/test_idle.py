@@ -24,6 +24,9 @@ FOLDER = Path(__file__).parent
 WEIGHT_FILE = "objective: {adversarial: {weight: 0.3}}"
 
 
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
+
+
 def printed(tmp_path: Path, argv: list[str], files: list[str]) -> int:
     """The exit code of `--print_config` with these arguments after these files' contents."""
     for number, content in enumerate(files):

@@ -27,6 +27,9 @@ ROOT = Path(__file__).parents[1]
 SHORT = [*SMALL, "--train.images=16"]
 
 
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
