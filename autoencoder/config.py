@@ -1,5 +1,6 @@
 """The autoencoder stage's configuration. Torch-free: every command's --help is built from it."""
 
+import os
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
@@ -13,7 +14,7 @@ from autoencoder.model_config import SHAPE, ModelConfig
 from autoencoder.objective_config import ObjectiveConfig
 from autoencoder.runtime.config import CheckpointConfig, LogConfig, OptimizerConfig, TrainConfig
 from autoencoder.runtime.errors import require
-from autoencoder.runtime.idle import Idle
+from autoencoder.runtime.idle import OPTIMIZER, Idle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,5 +121,30 @@ IDLE = (
         ("objective.equivariance.weight",),
         "objective.equivariance.share is 0, so that no image is transformed. Give a share (0.5, say), or leave it out",
     ),
+    Idle(
+        "objective.adversarial.r1",
+        lambda gamma: gamma == 0,
+        ("objective.adversarial.r1_every",),
+        "objective.adversarial.r1 is 0, so that there is no penalty. Give a gamma above 0, or leave it out",
+    ),
+    Idle(
+        "objective.likelihood.scale",
+        lambda scale: scale != "analytic",
+        ("objective.likelihood.decay",),
+        "objective.likelihood.scale is {value}, which follows no running moment. Give objective.likelihood.scale=analytic, or leave it out",
+    ),
+    Idle(
+        "objective.likelihood.scale",
+        lambda scale: scale == "fixed",
+        ("objective.likelihood.bounds",),
+        "objective.likelihood.scale is fixed, and stays at objective.likelihood.value. Give another scale, or leave it out",
+    ),
+    Idle(
+        "data.source",
+        lambda source: source != "demo" and os.path.isdir(os.path.expanduser(source)),
+        ("data.label_column",),
+        "data.source={value} is a folder, which has no columns: its class folders are the labels. Leave it out",
+    ),
+    OPTIMIZER,
 )
 """What has no effect beside what."""

@@ -51,7 +51,7 @@ def origin(config: TrainAutoencoderConfig, run: Path, *, starts: bool) -> Origin
     own_scales = config.objective.likelihood.scale == "pixel" and channels == config.data.channels
     found = Origin(source.vae if own_scales else narrow(source.vae))
     assert found.vae is not None
-    if model.preset != ModelConfig().preset:
+    if model.preset not in (None, ModelConfig().preset):
         found.notes.append(f"model.preset={model.preset} has no effect: the network is that of {model.pretrained}")
     if config.data.channels != channels:
         remedy = f"model.train={model.train} keeps the network for {channels}: give {channels}, or model.train=all"

@@ -27,8 +27,8 @@ SHAPE = ("block_out_channels", "layers_per_block", "attention", "norm_groups")
 class ModelConfig:
     """The network: a diffusers AutoencoderKL."""
 
-    preset: Literal["tiny", "kl-f4", "kl-f8", "kl-f16"] = "kl-f8"
-    """Published widths (`kl-*`, LDM) or `tiny` for two cores; not beside `pretrained`."""
+    preset: Literal["tiny", "kl-f4", "kl-f8", "kl-f16"] | None = "kl-f8"
+    """Published widths (`kl-*`, LDM) or `tiny` for two cores; not beside `pretrained`, with which it may be null."""
     pretrained: str | None = None
     """What to take network and weights from, instead of a preset: a run, a checkpoint, a diffusers folder, a hub id, or a safetensors
     file with LDM's names."""
@@ -58,6 +58,9 @@ class ModelConfig:
     """Groups of every GroupNorm; must divide each width. Null takes the preset's."""
 
     def __post_init__(self) -> None:
+        if self.pretrained is None:
+            remedy = f"give one of {', '.join(PRESETS)}, or model.pretrained for a network that there is"
+            require(self.preset is not None, "preset", None, remedy)
         overrides = [k for k in SHAPE if getattr(self, k) is not None]
         require(
             self.pretrained is None or not overrides,
@@ -76,7 +79,11 @@ class ModelConfig:
             widths is None or (len(widths) >= 1 and all(w >= 1 for w in widths)), "block_out_channels", widths, "give one width a level"
         )
         require(self.norm_groups is None or self.norm_groups >= 1, "norm_groups", self.norm_groups, "give at least 1")
-        shape = self.shape()
+        if self.pretrained is None:
+            self._check_groups()
+
+    def _check_groups(self) -> None:
+        widths, shape = self.block_out_channels, self.shape()
         groups = shape["norm_groups"]
         for width in shape["block_out_channels"]:
             require(
@@ -98,7 +105,8 @@ class ModelConfig:
         require(shift is None or factor is not None, "shift_factor", shift, "give model.scaling_factor with it")
 
     def shape(self) -> dict[str, Any]:
-        """The preset with the overrides in it."""
+        """The preset with the overrides in it (a pretrained network has a shape of its own)."""
+        assert self.preset is not None
         named = {k: getattr(self, k) for k in (*SHAPE, "latent_channels")}
         return {"attention_levels": 0, "norm_groups": 32} | PRESETS[self.preset] | {k: v for k, v in named.items() if v is not None}
 

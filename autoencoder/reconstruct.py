@@ -108,37 +108,41 @@ def _images(config: ReconstructConfig, input: str, model: str) -> int:
     mode = DiagonalGaussian.mode if family is None else family.mode
     recipe, preview = artifact.pixels_of(vae, preprocessing), Preview.from_json(preprocessing)
     root = given if given.is_dir() else given.parent
-    make_folder(Path(config.out), "the pictures")
-    require(Path(config.out).resolve() != root.resolve(), "out", config.out, "the images themselves are there; give another folder")
-    written, misfits, skipped = 0, 0, list[str]()
-    for path in tqdm(paths, unit="img", disable=None if len(paths) > 1 else True):
-        try:
-            decoded = decode_image(path, recipe)
-        except Exception as error:  # a broken file raises whatever its decoder raises
-            misfits += isinstance(error, Misfit)
-            if not written and misfits == min(3, len(paths)):
-                raise refusal(
-                    recipe, model, key="input", given=input, finding=f"{path.name} does not fit: {str(error).partition(';')[0]}"
-                ) from error
-            # Said once there is a picture: of a folder of misfits one message is enough.
-            skipped.append(f"skipped {path}: {error}")
-            continue
-        whole = Whole.of(decoded.pixels, decoded.valid, recipe, device)
-        reconstruction = reconstruct(vae, whole.images, tile=config.tile, mode=mode)
-        picture = Path(config.out) / path.relative_to(root).with_suffix(".png")
-        save_picture(whole, reconstruction, picture, preview=preview)
-        if not fits_png(whole.recipe):
-            valid = None if whole.valid is None else whole.valid[0, 0]
-            tiff = picture.with_suffix(".tif")
-            save_values(reconstruction[0], whole.recipe, tiff, decoded.dtype, valid=valid, nodata=decoded.nodata)
-        height, width = decoded.pixels.shape[:2]
+    before = make_folder(Path(config.out), "the pictures")
+    try:
+        require(Path(config.out).resolve() != root.resolve(), "out", config.out, "the images themselves are there; give another folder")
+        written, misfits, skipped = 0, 0, list[str]()
+        for path in tqdm(paths, unit="img", disable=None if len(paths) > 1 else True):
+            try:
+                decoded = decode_image(path, recipe)
+            except Exception as error:  # a broken file raises whatever its decoder raises
+                misfits += isinstance(error, Misfit)
+                if not written and misfits == min(3, len(paths)):
+                    raise refusal(
+                        recipe, model, key="input", given=input, finding=f"{path.name} does not fit: {str(error).partition(';')[0]}"
+                    ) from error
+                # Said once there is a picture: of a folder of misfits one message is enough.
+                skipped.append(f"skipped {path}: {error}")
+                continue
+            whole = Whole.of(decoded.pixels, decoded.valid, recipe, device)
+            reconstruction = reconstruct(vae, whole.images, tile=config.tile, mode=mode)
+            picture = Path(config.out) / path.relative_to(root).with_suffix(".png")
+            save_picture(whole, reconstruction, picture, preview=preview)
+            if not fits_png(whole.recipe):
+                valid = None if whole.valid is None else whole.valid[0, 0]
+                tiff = picture.with_suffix(".tif")
+                save_values(reconstruction[0], whole.recipe, tiff, decoded.dtype, valid=valid, nodata=decoded.nodata)
+            height, width = decoded.pixels.shape[:2]
+            _write(skipped)
+            tqdm.write(f"{path.relative_to(root)}  {width} x {height}  {quality(whole, reconstruction):.2f} dB")
+            written += 1
         _write(skipped)
-        tqdm.write(f"{path.relative_to(root)}  {width} x {height}  {quality(whole, reconstruction):.2f} dB")
-        written += 1
-    _write(skipped)
-    if not written:
-        raise UsageError(f"input: none of the {len(paths)} images in {input} could be read; the reasons are above")
-    return 0
+        if not written:
+            raise UsageError(f"input: none of the {len(paths)} images in {input} could be read; the reasons are above")
+        return 0
+    finally:
+        # Where there is no picture in it.
+        before.restore(())
 
 
 def _write(lines: list[str]) -> None:

@@ -1,6 +1,7 @@
 """Training an autoencoder from its configuration to its exported folder and report."""
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,17 @@ def build_module(config: TrainAutoencoderConfig, vae: AutoencoderKL | None = Non
     return Autoencoder(vae, log_scale)
 
 
-def train(config: TrainAutoencoderConfig, run: RunFolder | None, *, trainer_options: dict[str, Any] | None = None) -> int:
-    """Train, or go on training, in `run` (the main process's; None elsewhere); returns the exit code."""
+def train(
+    config: TrainAutoencoderConfig,
+    run: RunFolder | None,
+    *,
+    trainer_options: dict[str, Any] | None = None,
+    tried_for: TrainAutoencoderConfig | None = None,
+) -> int:
+    """Train, or go on training, in `run` (the main process's; None elsewhere); returns the exit code.
+
+    `tried_for` is the configuration that the start tells of, where this one is a trial of it.
+    """
 
     def build(accelerator: Accelerator, folder: Path, starts: bool) -> launch.Stage[Autoencoder]:
         train_source, validation_source = open_train_and_validation(config.data)
@@ -66,7 +76,7 @@ def train(config: TrainAutoencoderConfig, run: RunFolder | None, *, trainer_opti
             notes.append(network.described(config.objective.adversarial, task.game.player.network))
         if isinstance(task.objective.perceptual, LPIPSDistance | OwnDistance):
             notes.append(task.objective.perceptual.described())
-        said = introduction(config, task.latent_shape, len(train_source), train_source.name, len(validation_source))
+        said = introduction(tried_for or config, task.latent_shape, len(train_source), train_source.name, len(validation_source))
         told = "\n".join([said, *finetuning.describe(config, module.vae, origin), *(note for note in notes if note)])
         return launch.Stage(task, told, lambda averaged: finish(task, averaged, config, pixels=origin.pixels))
 
@@ -126,10 +136,10 @@ def _resolution_of(path: str) -> int | None:
 
 def preflight(config: TrainAutoencoderConfig) -> int:
     """Real steps, validation, checkpoint and export in a scratch folder; prints memory and expected hours."""
-    adversarial, note = config.objective.adversarial, None
+    adversarial, note, trial = config.objective.adversarial, None, config
     if adversarial.on:
         # Both players from the first step on: what memory and hours have to allow for.
         at_once = dataclasses.replace(adversarial, start=0, warmup_images=0, ramp_images=0)
-        config = dataclasses.replace(config, objective=dataclasses.replace(config.objective, adversarial=at_once))
+        trial = dataclasses.replace(config, objective=dataclasses.replace(config.objective, adversarial=at_once))
         note = "players      the discriminator trained from the first step on, wherever it begins in the run: memory and hours are of both"
-    return launch.preflight(config, train, note)
+    return launch.preflight(trial, functools.partial(train, tried_for=config), note)

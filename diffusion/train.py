@@ -6,6 +6,7 @@ from autoencoder.latents.check import check_latents
 from autoencoder.model_path import check_model
 from autoencoder.runtime import cli
 from autoencoder.runtime.errors import ConfigError
+from autoencoder.runtime.idle import OPTIMIZER
 from autoencoder.runtime.training_command import start
 from diffusion.config import TrainDiffusionConfig
 
@@ -28,7 +29,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def _train(argv: list[str] | None) -> int:
     config = cli.parse(
-        TrainDiffusionConfig, argv, prog="firststage train_diffusion", description="Train a latent diffusion model.", stage="diffusion"
+        TrainDiffusionConfig,
+        argv,
+        prog="firststage train_diffusion",
+        description="Train a latent diffusion model.",
+        stage="diffusion",
+        idle=(OPTIMIZER,),
     )
     check(config)
     return start(config, "diffusion.training")

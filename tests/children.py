@@ -3,8 +3,10 @@
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ def preload(*modules: str) -> None:
     _context.set_forkserver_preload(_preloaded)
 
 
-preload("autoencoder.training", "tests.children")
+preload("autoencoder.training", "tests.children", "tests.gradients")
 
 SMALL = [
     "--model.preset=tiny", "--model.block_out_channels=[8, 8]", "--model.norm_groups=4", "--data.resolution=16", "--data.workers=0",
@@ -48,7 +50,14 @@ def kill_in(owner: Any, name: str, call: int | None, number: int = signal.SIGKIL
     setattr(owner, name, counted)
 
 
-def train(argv: list[str], kill_at: int | None = None, output: Path | None = None) -> None:
+def without_pictures() -> None:
+    """Let autoencoder runs end without report page and whole photos, which take longer than they do."""
+    from autoencoder import finish
+
+    finish.write_report, finish.PHOTOS = lambda *_: None, 0
+
+
+def train(argv: list[str], kill_at: int | None = None, output: Path | None = None, pictures: bool = False) -> None:
     """Run `train_autoencoder`; with `kill_at`, by SIGKILL in the middle of that microbatch, counted from this start."""
     import torch
 
@@ -59,12 +68,14 @@ def train(argv: list[str], kill_at: int | None = None, output: Path | None = Non
     if output is not None:
         sys.stderr = output.open("w")
     kill_in(AutoencoderTask, "losses", kill_at)
+    if not pictures:
+        without_pictures()
     sys.exit(train.main(argv))
 
 
-def run(argv: list[str], kill_at: int | None = None, output: Path | None = None) -> int:
+def run(argv: list[str], kill_at: int | None = None, output: Path | None = None, pictures: bool = False) -> int:
     """`train` to its end; its exit code, negative for a signal."""
-    return wait(start(train, argv, kill_at, output))
+    return wait(start(train, argv, kill_at, output, pictures))
 
 
 def wait(process: Any) -> int:
@@ -72,3 +83,29 @@ def wait(process: Any) -> int:
     process.join(120)
     assert process.exitcode is not None, "the child hangs"
     return int(process.exitcode)
+
+
+def together(processes: int, output: Path, target: Callable[..., None], *arguments: Any) -> None:
+    """`target` in so many processes that are one run on CPUs, as torchrun would start them; all end with code 0, or the test fails."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    children = [start(_launched, rank, processes, port, output, target, arguments) for rank in range(processes)]
+    left = children
+    # One that ends early leaves the others waiting for it.
+    while left and not any(child.exitcode for child in children):
+        ended = connection.wait([child.sentinel for child in left], timeout=120)
+        left = [child for child in left if ended and child.sentinel not in ended]
+    codes = [child.exitcode for child in children]
+    for child in children:
+        child.kill()
+    assert codes == [0] * processes, output.read_text()
+
+
+def _launched(rank: int, processes: int, port: int, output: Path, target: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    if processes > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    sys.stdout = sys.stderr = output.open("a")
+    target(*arguments)

@@ -17,8 +17,9 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs without a report page, whose charts take longer than they do."""
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs without report page and whole photos, which take longer than they do."""
     from autoencoder import finish
 
     monkeypatch.setattr(finish, "write_report", lambda *_: None)
+    monkeypatch.setattr(finish, "PHOTOS", 0)

@@ -1,9 +1,5 @@
-"""`train_diffusion` in processes of their own, forked from the server of `tests.children`.
+"""`train_diffusion` in processes of their own, forked from the server of `tests.children`."""
 
-`python -m tests.diffusion_children PROCESSES OUT ARGV...`, under a launcher, saves gradients as `tests.gradients` does.
-"""
-
-import os
 import sys
 from pathlib import Path
 
@@ -29,8 +25,18 @@ def without_gate() -> None:
     pipeline.gate = lambda *_: 0.0  # type: ignore[assignment]
 
 
-def train(argv: list[str], kill: tuple[str | int, ...] | None, output: Path | None, gated: bool) -> None:
-    """Run `train_diffusion`; `kill` is a method of the task, its call counted from this start, and a signal if not SIGKILL."""
+def without_report() -> None:
+    """Let runs end without a report page, whose charts take longer than they do."""
+    from diffusion import finish
+
+    finish.write_report = lambda *_: None
+
+
+def train(argv: list[str], kill: tuple[str | int, ...] | None, output: Path | None, whole: bool) -> None:
+    """Run `train_diffusion`; `kill` is a method of the task, its call counted from this start, and a signal if not SIGKILL.
+
+    `whole` has the pipeline sampled by stock code at the end, and a report page.
+    """
     import torch
 
     from diffusion import train
@@ -41,14 +47,15 @@ def train(argv: list[str], kill: tuple[str | int, ...] | None, output: Path | No
         sys.stdout = sys.stderr = output.open("w")
     if kill is not None:
         kill_in(DiffusionTask, *kill)  # type: ignore[arg-type]
-    if not gated:
+    if not whole:
         without_gate()
+        without_report()
     sys.exit(train.main(argv))
 
 
-def run(argv: list[str], *, kill: tuple[str | int, ...] | None = None, output: Path | None = None, gated: bool = False) -> int:
+def run(argv: list[str], *, kill: tuple[str | int, ...] | None = None, output: Path | None = None, whole: bool = False) -> int:
     """`train` to its end; its exit code, negative for a signal."""
-    return wait(start(train, argv, kill, output, gated))
+    return wait(start(train, argv, kill, output, whole))
 
 
 def begin(latents: Path, folder: Path) -> Path:
@@ -71,13 +78,8 @@ def refusal(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
 
 
 def gradients(processes: int, out: Path, argv: list[str]) -> None:
-    """`tests.gradients` of `train_diffusion`, on CPUs."""
-    os.environ["ACCELERATE_USE_CPU"] = "true"
+    """`tests.gradients` of `train_diffusion`."""
     from tests import gradients
 
     without_gate()
     sys.exit(gradients.main(processes, out, ["train_diffusion", *argv]))
-
-
-if __name__ == "__main__":
-    gradients(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

@@ -1,4 +1,4 @@
-"""Runs whose network goes wrong where a test wants it: `python -m tests.faults PLACE POSITION UNTIL KILL_AT ARGV...`."""
+"""Runs whose network goes wrong where a test wants it."""
 
 import os
 import signal
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from tests.children import without_pictures
 
 
 def train(argv: list[str], place: str, position: int, until: int, output: Path | None = None, kill_at: int | None = None) -> None:
@@ -20,6 +22,7 @@ def train(argv: list[str], place: str, position: int, until: int, output: Path |
     from autoencoder.task import AutoencoderTask
 
     torch.set_num_threads(1)
+    without_pictures()
     if output is not None:
         sys.stderr = output.open("w")
     now: dict[str, Any] = {"rows": [], "steps": 0}
@@ -59,8 +62,3 @@ def train(argv: list[str], place: str, position: int, until: int, output: Path |
 
     Trainer._step, AutoencoderTask.losses, training.build_module = noted_step, noted_losses, built  # type: ignore[method-assign]
     sys.exit(train.main(argv))
-
-
-if __name__ == "__main__":
-    place, position, until, kill_at = sys.argv[1:5]
-    train(sys.argv[5:], place, int(position), int(until), kill_at=int(kill_at) if int(kill_at) >= 0 else None)

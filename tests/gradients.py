@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from tests.children import together, without_pictures
+
 
 def main(processes: int, out: Path, argv: list[str]) -> int:
     """Train with plain SGD; the main process writes `gradients.safetensors` and the end's weights and average."""
@@ -22,6 +24,7 @@ def main(processes: int, out: Path, argv: list[str]) -> int:
     from diffusion import command
 
     torch.set_num_threads(1)
+    without_pictures()
     saved: dict[str, torch.Tensor] = {}
 
     def sgd(module: nn.Module, config: OptimizerConfig, **options: object) -> Optimizers:
@@ -60,6 +63,17 @@ def main(processes: int, out: Path, argv: list[str]) -> int:
     threads = [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]
     assert not [name for name in threads if "gloo" in name], f"threads of the group are left: {threads}"
     return code
+
+
+def launch(out: Path, processes: int, argv: list[str]) -> None:
+    """`train_autoencoder` in so many processes; its run and the gradients are in the folder `out`."""
+    out.mkdir()
+    together(processes, out / "console", train, processes, out, argv)
+
+
+def train(processes: int, out: Path, argv: list[str]) -> None:
+    """What each of them does."""
+    sys.exit(main(processes, out, ["train_autoencoder", *argv, "--out", str(out / "run")]))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ from autoencoder.adversarial.saved import FILE
 from autoencoder.model import Autoencoder
 from autoencoder.runtime.loop import Trainer
 from tests.children import SMALL, run
-from tests.test_processes import ARGV, TORCHRUN, launch
+from tests.gradients import launch
+from tests.test_processes import ARGV
 from tests.test_training import assert_same_run, lines
 
 GAN = [
@@ -33,7 +33,7 @@ RUN = [*SMALL, "--log.validate_every_images=160", "--checkpoint.every_images=40"
 SHORT = [*RUN, "--train.images=64", "--checkpoint.every_images=null"]
 
 
-pytestmark = pytest.mark.usefixtures("one_thread", "no_report")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +192,11 @@ def test_preflight_says_that_memory_and_hours_are_those_of_both_players(tmp_path
     argv = [*SMALL, "--train.images=64", "--preflight", "--out", str(tmp_path / "run")]
     for discriminator in ([], GAN):
         assert train.main([*argv, *discriminator]) == 0
-        assert ("players      the discriminator trained from the first step on" in capsys.readouterr().out) == bool(discriminator)
+        told = capsys.readouterr()
+        assert ("players      the discriminator trained from the first step on" in told.out) == bool(discriminator)
+    # What is told of the run is the run's, not the trial's.
+    assert "from 40 images on; the decoder hears it 40 images later, in full after 40 more" in " ".join(told.err.split())
+    assert "note: the decoder hears no discriminator in this run: not before 80 images" in told.err
 
 
 def test_evaluation_refuses_crops_on_which_lpips_has_no_features(
@@ -250,10 +254,9 @@ def one_and_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     extra = ["start=8", "warmup_images=8", "ramp_images=0", "r1=1", "r1_every=2", "lr=1e-6"]
     argv = [*ARGV, *GAN, *(f"--objective.adversarial.{setting}" for setting in extra), "--log.validate_every_images=64"]
     folders = []
-    for command, processes in (([sys.executable], 1), (TORCHRUN, 2)):
+    for processes in (1, 2):
         out = tmp_path_factory.mktemp(f"processes-{processes}") / "out"
-        done = launch(command, out, processes, argv)
-        assert done.returncode == 0, done.stderr
+        launch(out, processes, argv)
         folders.append(out)
     return folders[0], folders[1]
 

@@ -1,21 +1,16 @@
 """Two processes train the diffusion model that one trains: gradients, weights, average and validation do not depend on the split."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.children import start, wait
+from tests.children import together
 from tests.diffusion_children import SMALL_DIFFUSION, gradients, run
 from tests.small_latents import encode_photos, write_photos, write_vae
 
-ROOT = Path(__file__).parents[1]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
 # Three steps of nine rows, in shares of four and five and microbatches of one and two; at the last step of one row a process has none.
 STEPS, LAST = 4, "step-00000004"
 ARGV = [
@@ -37,17 +32,14 @@ def argv(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture(scope="module")
 def one(argv: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("one")
-    assert wait(start(gradients, 1, out, [*argv, "--out", str(out / "run")])) == 0
+    together(1, out / "console", gradients, 1, out, [*argv, "--out", str(out / "run")])
     return out
 
 
 @pytest.fixture(scope="module")
 def two(argv: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("two")
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    command = [*TORCHRUN, "-m", "tests.diffusion_children", "2", str(out), *argv, "--out", str(out / "run")]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr
+    together(2, out / "console", gradients, 2, out, [*argv, "--out", str(out / "run")])
     return out
 
 

@@ -1,19 +1,17 @@
 """Experimental families in whole runs: they start at the plain VAE, resume bitwise, export, evaluate, and refuse what has no meaning."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributions import Normal
 
-from autoencoder import encode, evaluate, export, finish, reconstruct, train
+from autoencoder import encode, evaluate, export, reconstruct, train
 from autoencoder.config import DataConfig, ModelConfig, TrainAutoencoderConfig
 from autoencoder.elbo import evaluate_elbo
 from autoencoder.experimental.config import ExperimentalConfig
@@ -26,7 +24,7 @@ from autoencoder.posterior import DiagonalGaussian
 from autoencoder.pretrained import load
 from autoencoder.training import build_module
 from tests.children import SMALL, run
-from tests.test_processes import TORCHRUN
+from tests.gradients import launch
 from tests.test_training import assert_same_run
 
 ROOT = Path(__file__).parents[1]
@@ -36,10 +34,7 @@ MIXTURE = ["--experimental.components=3"]
 SHORT = [*SMALL, "--train.images=32", "--log.validate_every_images=32", "--checkpoint.every_images=null"]
 
 
-@pytest.fixture(autouse=True)
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its charts take longer than these runs."""
-    monkeypatch.setattr(finish, "write_report", lambda *arguments, **options: None)
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 
 
 def network() -> AutoencoderKL:
@@ -185,17 +180,9 @@ def test_a_killed_run_with_all_families_resumes_to_the_same_bits(tmp_path: Path)
 @pytest.mark.slow
 def test_two_processes_are_one(tmp_path: Path) -> None:
     argv = [*SMALL, *CONFIGURED["all"], "--train.images=29", "--train.microbatch=2", "--optimizer.clip_norm=null"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    gradients = []
-    for processes, launcher in ((1, [sys.executable]), (2, TORCHRUN)):
-        out = tmp_path / str(processes)
-        out.mkdir()
-        arguments = ["-m", "tests.gradients", str(processes), str(out), "train_autoencoder", *argv, "--optimizer.lr=1e-5"]
-        command = [*launcher, *arguments, "--out", str(out / "run")]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False)
-        assert done.returncode == 0, done.stderr
-        gradients.append(load_file(out / "gradients.safetensors"))
-    single, double = gradients
+    for processes in (1, 2):
+        launch(tmp_path / str(processes), processes, [*argv, "--optimizer.lr=1e-5"])
+    single, double = (load_file(tmp_path / name / "gradients.safetensors") for name in "12")
     assert single.keys() == double.keys()
     for step in range(4):
         keys = [key for key in single if key.startswith(f"{step}/")]
@@ -265,7 +252,8 @@ def test_a_flow_posterior_is_exported_reconstructed_and_refused_by_encode_datase
     assert family is not None
     base = DiagonalGaussian(torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 8, 8))
     assert not torch.equal(family.mode(base), base.mode())
-    photo = next((folder / "images").glob("photo-*.png"))
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (24, 20), (200, 40, 90)).save(photo)
     assert reconstruct.main(["--model", str(folder), "--input", str(photo), "--out", str(tmp_path / "pictures")]) == 0
 
     capsys.readouterr()

@@ -23,7 +23,7 @@ SIZE = [
     *SMALL, "--train.images=48", "--log.validate_every_images=48", "--train.compile=false", "--data.resize=null",
     "--optimizer.warmup_images=0",
 ]  # fmt: skip
-pytestmark = pytest.mark.usefixtures("one_thread", "no_report")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 GAME = [
     "--objective.adversarial.start=8", "--objective.adversarial.warmup_images=8", "--objective.adversarial.ramp_images=8",
     "--objective.adversarial.gate=[0,1]",

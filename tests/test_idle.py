@@ -15,11 +15,16 @@ from autoencoder.runtime import cli
 from autoencoder.runtime.cli import load_config
 from autoencoder.runtime.config_file import plain, to_yaml
 from autoencoder.training import introduction
+from diffusion import train as train_diffusion
 from tests.children import SMALL
 
 WEIGHT = "objective.adversarial.weight"
-OFF = "--objective.adversarial.name=none"
+HINGE, OFF = "--objective.adversarial.name=hinge", "--objective.adversarial.name=none"
+FOLDER = Path(__file__).parent
 WEIGHT_FILE = "objective: {adversarial: {weight: 0.3}}"
+
+
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 
 
 def printed(tmp_path: Path, argv: list[str], files: list[str]) -> int:
@@ -52,6 +57,24 @@ def printed(tmp_path: Path, argv: list[str], files: list[str]) -> int:
         (["--objective.perceptual.weight=0.5"], [], "objective.perceptual.weight: got 0.5; it would have no effect"),
         (["--objective.equivariance.weight=0.5"], [], "objective.equivariance.weight: got 0.5; it would have no effect"),
         (["--objective.perceptual.own=a.B"], [], "objective.perceptual.own.class_path: got 'a.B'; it would have no effect"),
+        (
+            ["--optimizer.muon_lr=0.01", "--optimizer.muon_momentum=0.9"],
+            [],
+            "optimizer.muon_lr: got 0.01; it would have no effect (so would optimizer.muon_momentum): optimizer.name is adamw",
+        ),
+        ([HINGE, "--objective.adversarial.r1_every=4"], [], "objective.adversarial.r1_every: got 4; it would have no effect"),
+        (
+            ["--objective.likelihood.scale=fixed", "--objective.likelihood.decay=0.5"],
+            [],
+            "objective.likelihood.decay: got 0.5; it would have no effect: objective.likelihood.scale is fixed, which follows no",
+        ),
+        ([], ["objective: {likelihood: {scale: learned, decay: 0.5}}"], "objective.likelihood.decay: got 0.5"),
+        (
+            ["--objective.likelihood.scale=fixed", "--objective.likelihood.bounds=0.01,10"],
+            [],
+            "objective.likelihood.bounds: got [0.01, 10.0]; it would have no effect",
+        ),
+        ([f"--data.source={FOLDER}", "--data.label_column=kind"], [], "data.label_column: got 'kind'; it would have no effect"),
     ],
 )
 def test_what_is_given_beside_what_makes_it_idle_is_refused(
@@ -72,7 +95,13 @@ def test_what_is_given_beside_what_makes_it_idle_is_refused(
         (["--config=kl-f8", OFF], []),
         (["--config=ldm-kl-f8", OFF], []),
         ([OFF], [WEIGHT_FILE]),
-        (["--objective.adversarial.name=hinge"], [WEIGHT_FILE]),
+        ([HINGE], [WEIGHT_FILE]),
+        (["--model.pretrained=a/b", "--model.preset=null"], ["model: {preset: tiny}"]),
+        (["--optimizer.name=adamw"], ["optimizer: {name: muon, muon_lr: 0.01}"]),
+        (["--objective.adversarial.r1=0"], ["objective: {adversarial: {name: hinge, r1: 1, r1_every: 4}}"]),
+        (["--objective.likelihood.scale=fixed"], ["objective: {likelihood: {decay: 0.5, bounds: [0.01, 10]}}"]),
+        ([f"--data.source={FOLDER}"], ["data: {source: photos/*.parquet, label_column: kind}"]),
+        (["--data.source=photos/*.parquet", "--data.label_column=kind"], []),
         ([], [WEIGHT_FILE, "objective: {adversarial: {name: none}}"]),
         (["--objective.perceptual.name=ssim"], ["objective: {perceptual: {name: own, own: a.B}}"]),
         (["--data.own=null", "--data.source=photos"], ["data: {own: a.B}"]),
@@ -81,6 +110,14 @@ def test_what_is_given_beside_what_makes_it_idle_is_refused(
 )
 def test_what_something_later_has_switched_off_is_taken(tmp_path: Path, argv: list[str], files: list[str]) -> None:
     assert printed(tmp_path, argv, files) == 0
+
+
+def test_the_diffusion_stage_has_a_muon_too(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--latents=latents", "--out=run", "--print_config", "--optimizer.muon_lr=0.01"]
+    assert train_diffusion.main(argv) == 2
+    assert "optimizer.muon_lr: got 0.01; it would have no effect: optimizer.name is adamw" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="0"):
+        train_diffusion.main([*argv, "--optimizer.name=muon"])
 
 
 def idle_config(out: Path) -> TrainAutoencoderConfig:

@@ -334,7 +334,7 @@ def test_every_finding_is_bad_good_or_between() -> None:
 
 def test_a_run_driven_into_collapse_says_so_before_half_of_it(tmp_path: Path) -> None:
     driven = ["--objective.kl.weight=1000", "--optimizer.lr=1e-2", "--train.images=320", "--log.every_images=16"]
-    assert run([*SMALL, *driven, "--out", str(tmp_path / "run")], output=tmp_path / "console") == 0
+    assert run([*SMALL, *driven, "--out", str(tmp_path / "run")], output=tmp_path / "console", pictures=True) == 0
     said = (tmp_path / "console").read_text().splitlines()
     assert said[-1].startswith(f"finished: {tmp_path / 'run' / 'report.html'}; ")
     assert "collapse" in said[-1]
@@ -353,7 +353,7 @@ def test_a_run_driven_into_collapse_says_so_before_half_of_it(tmp_path: Path) ->
 def test_a_run_that_misses_its_target_says_so(tmp_path: Path) -> None:
     # No weight within these bounds takes the KL to so many nats in 20 steps.
     control = ["--objective.kl.control=target", "--objective.kl.target=5000", "--objective.kl.weight=0.6", "--objective.kl.bounds=[0.5, 2]"]
-    assert run([*SMALL, *control, "--out", str(tmp_path / "run")], output=tmp_path / "console") == 0
+    assert run([*SMALL, *control, "--out", str(tmp_path / "run")], output=tmp_path / "console", pictures=True) == 0
     said = (tmp_path / "console").read_text().splitlines()
     assert any("  weight 0." in line for line in said if line.lstrip().startswith("train"))
     assert "target_missed" in said[-1]

@@ -198,6 +198,7 @@ def test_a_run_from_weights_of_another_resolution_is_warned_at_its_start(tmp_pat
     assert "init_from" not in introduction(run)
 
 
+@pytest.mark.usefixtures("one_thread", "no_pictures")
 def test_a_run_logs_and_exports_beta_at_its_own_errors_and_weight(tmp_path: Path) -> None:
     kl = ["--objective.kl.weight=1e-3", "--objective.kl.schedule=linear", "--objective.kl.anneal_images=32"]
     argv = [*SMALL, "--train.images=16", "--objective.convention=monai", "--objective.likelihood.name=discretized_logistic", *kl]

@@ -29,7 +29,7 @@ RUN = [*SMALL, "--log.validate_every_images=160", "--checkpoint.every_images=40"
 OWN = ["--objective.adversarial.own=tests.own_classes.Critic", "--objective.adversarial.own.init_args.norm=hook"]
 
 
-pytestmark = pytest.mark.usefixtures("one_thread", "no_report")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 
 
 def discriminator(name: str = "Critic", *, r1: float = 0.0, seed: int = 0, **arguments: Any) -> nn.Module:

@@ -157,6 +157,7 @@ def test_a_run_with_one_logs_it_and_names_it_everywhere(tmp_path: Path, capsys: 
     assert "objective.perceptual.own.init_args.width: 2 -> 3" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_missing_pixels_are_shown_to_it_as_if_reproduced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = np.random.default_rng(0).integers(1, 255, (4, 24, 24, 3), dtype=np.uint8)
     images[:, :12] = 0

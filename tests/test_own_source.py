@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 from safetensors.numpy import load_file
 
-from autoencoder import encode, evaluate, finish, inspect_data, train
+from autoencoder import encode, evaluate, inspect_data, train
 from autoencoder.data.bands import DecodeError
 from autoencoder.data.decode import bands_of, take_image
 from autoencoder.data.own import OwnSource
@@ -28,7 +28,7 @@ SHORT = [*SMALL, "--train.images=32", "--log.validate_every_images=32"]
 OWN = ["--data.own=tests.own_classes.Photos", "--data.own.init_args.side=32"]
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 
 
 def config(name: str = "Photos", settings: dict[str, Any] | None = None, **arguments: Any) -> DataConfig:
@@ -183,8 +183,7 @@ def test_settings_of_other_sources_are_refused(
     assert said.startswith(f"error: {message}") and said.count("\n") == 1
 
 
-def test_it_goes_through_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(finish, "write_report", lambda *_: None)
+def test_it_goes_through_every_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, form = tmp_path / "run", "--data.own.init_args.form=labelled"
     assert inspect_data.main(["--own=tests.own_classes.Photos", "--own.init_args.form=labelled", "--out", str(tmp_path / "data.yaml")]) == 0
     assert "source   tests.own_classes.Photos: 12 images, 12 of them read" in capsys.readouterr().out
@@ -226,8 +225,7 @@ def test_it_goes_through_every_command(tmp_path: Path, monkeypatch: pytest.Monke
     assert "source.fingerprint" in capsys.readouterr().err
 
 
-def test_loader_processes_have_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finish, "write_report", lambda *_: None)
+def test_loader_processes_have_it_too(tmp_path: Path) -> None:
     argv = [*SHORT, *OWN, "--train.images=16"]
     for workers in (0, 1):
         assert train.main([*argv, f"--data.workers={workers}", "--out", str(tmp_path / str(workers))]) == 0

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.children import SMALL
+from tests.children import SMALL, start, together, train, wait
+from tests.gradients import launch
 
 # Three steps of eight images and a last one of five: the split of the last is uneven.
 ARGV = [
@@ -27,26 +28,26 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
 
 
-def launch(command: list[str], out: Path, processes: int, argv: list[str] = ARGV) -> subprocess.CompletedProcess[str]:
+def by_launcher(command: list[str], out: Path, argv: list[str]) -> None:
+    """Two processes by a launcher's command."""
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     out.mkdir()
-    arguments = ["-m", "tests.gradients", str(processes), str(out), "train_autoencoder", *argv, "--out", str(out / "run")]
-    return subprocess.run([*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    command = [*command, "-m", "tests.gradients", "2", str(out), "train_autoencoder", *argv, "--out", str(out / "run")]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("one") / "out"
-    done = launch([sys.executable], out, 1)
-    assert done.returncode == 0, done.stderr
+    launch(out, 1, ARGV)
     return out
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("two") / "out"
-    done = launch(TORCHRUN, out, 2)
-    assert done.returncode == 0, done.stderr
+    by_launcher(TORCHRUN, out, ARGV)
     return out
 
 
@@ -86,31 +87,26 @@ def test_two_processes_preflight_and_list_bad_images_together(tmp_path: Path) ->
     for i in range(3):
         (images / f"{i}-bad.png").touch()
     argv = [*SMALL, "--train.images=64", f"--data.source={images}", "--data.validation_source=demo"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    script = str(ROOT / "scripts" / "train_autoencoder.py")
-    for extra in ([], ["--preflight"]):
-        command = [*TORCHRUN, script, *argv, "--out", str(tmp_path / "run"), *extra]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False)
-        assert done.returncode == 0, done.stderr
-    assert done.stdout.count("preflight: ") == 1
+    for name, extra in (("console", []), ("preflight", ["--preflight"])):
+        together(2, tmp_path / name, train, [*argv, "--out", str(tmp_path / "run"), *extra])
+    assert (tmp_path / "preflight").read_text().count("preflight: ") == 1
     listed = [json.loads(line)["id"] for line in (tmp_path / "run" / "bad_images.jsonl").read_text().splitlines()]
     assert sorted(listed) == ["0-bad.png", "1-bad.png", "2-bad.png"]
 
 
 @pytest.mark.slow
 def test_accelerates_launcher_starts_two(tmp_path: Path) -> None:
-    done = launch(ACCELERATE, tmp_path / "out", 2, [*SMALL, "--train.images=8"])
-    assert done.returncode == 0, done.stderr
+    by_launcher(ACCELERATE, tmp_path / "out", [*SMALL, "--train.images=8"])
+
+
+def alone(argv: list[str], output: Path) -> None:
+    """A process whose launcher has started two, but says nothing of how they meet."""
+    for name in ("ACCELERATE_USE_CPU", "LOCAL_RANK", "MASTER_ADDR"):
+        os.environ.pop(name, None)
+    os.environ |= {"WORLD_SIZE": "2", "RANK": "0"}
+    train(argv, output=output)
 
 
 def test_processes_that_would_train_alone_are_refused(tmp_path: Path) -> None:
-    environment = {**os.environ, "WORLD_SIZE": "2", "RANK": "0"}
-    for name in ("ACCELERATE_USE_CPU", "LOCAL_RANK", "MASTER_ADDR"):
-        environment.pop(name, None)
-    code = "import sys; from autoencoder.train import main; sys.exit(main(sys.argv[1:]))"
-    argv = [*SMALL, "--out", str(tmp_path / "run")]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *argv], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100, check=False
-    )
-    assert done.returncode == 2, done.stderr
-    assert "torchrun" in done.stderr
+    assert wait(start(alone, [*SMALL, "--out", str(tmp_path / "run")], tmp_path / "stderr")) == 2
+    assert "torchrun" in (tmp_path / "stderr").read_text()

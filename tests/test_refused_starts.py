@@ -21,6 +21,9 @@ DEPTH = ["--objective.likelihood.name=discretized_logistic", "--objective.likeli
 SPLIT = ["--data.split=nowhere"]
 
 
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
+
+
 @pytest.mark.parametrize("refused", [DEPTH, SPLIT])
 def test_nothing_stays_of_a_folder_that_was_not_there(tmp_path: Path, refused: list[str]) -> None:
     argv = [a for a in SMALL if "trackers" not in a]

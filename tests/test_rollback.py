@@ -1,10 +1,7 @@
 """Whole runs whose network goes wrong: stopped with module and images named, skipped, or taken back to a checkpoint, exactly."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from autoencoder.runtime.rollback import newest_sound
-from tests.children import SMALL, start, wait
+from tests.children import SMALL, start, together, wait
 from tests.faults import train
 
 # Steps of eight images, a log line every second one, a checkpoint every fourth: the image at 75 is in the tenth of twenty steps.
@@ -149,13 +146,10 @@ def test_the_newest_checkpoint_without_bad_steps_is_chosen(tmp_path: Path) -> No
 
 
 def test_two_processes_go_back_together(rolled: tuple[Path, str], tmp_path: Path) -> None:
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m", "tests.faults"]
     argv = [*ARGV, "--train.on_nonfinite=rollback", "--train.rollback_lr=0.25", "--out", str(tmp_path / "run")]
-    done = subprocess.run([*command, "vae.decoder.conv_in", str(FAULTY), "2", "-1", *argv], cwd=ROOT, env=environment,
-                          capture_output=True, text=True, timeout=200, check=False)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("in step 10 first in the output of vae.decoder.conv_in, of image ") == 2
+    together(2, tmp_path / "console", train, argv, "vae.decoder.conv_in", FAULTY, 2)
+    said = (tmp_path / "console").read_text()
+    assert said.count("in step 10 first in the output of vae.decoder.conv_in, of image ") == 2
     one, two = lines(rolled[0]), lines(tmp_path / "run")
     assert [(line["phase"], line["step"]) for line in one] == [(line["phase"], line["step"]) for line in two]
     assert one[-1]["nll_nats"] == pytest.approx(two[-1]["nll_nats"], rel=1e-3)

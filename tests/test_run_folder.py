@@ -14,6 +14,7 @@ import yaml
 
 from autoencoder.runtime.config import CheckpointConfig, LogConfig, TrainConfig
 from autoencoder.runtime.errors import UsageError
+from autoencoder.runtime.own_class import OwnClass
 from autoencoder.runtime.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
@@ -29,6 +30,7 @@ class Data:
 class Config:
     out: str = "run"
     data: Data = field(default_factory=Data)
+    own: OwnClass = field(default_factory=OwnClass)
     train: TrainConfig = field(default_factory=lambda: TrainConfig(images="20k"))
     log: LogConfig = field(default_factory=LogConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -119,6 +121,17 @@ def test_settings_that_the_old_configuration_does_not_know_stand_at_their_defaul
     old["train"]["dropped"] = 7
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(old))
     assert "train.dropped: 7 -> None" in refusal(tmp_path, Config())
+
+
+def test_an_argument_that_was_left_out_is_neither_null_nor_its_new_value(tmp_path: Path) -> None:
+    def own(**arguments: Any) -> Config:
+        return Config(own=OwnClass(class_path="a.B", init_args=arguments))
+
+    start(tmp_path, own(alpha=0.5, images=5))
+    assert "  own.init_args.alpha: 0.5 -> 0.01\n" in refusal(tmp_path, own(alpha=0.01, images=5))
+    assert "  own.init_args.images: 5 -> not given\n" in refusal(tmp_path, own(alpha=0.5))
+    assert "  own.init_args.beta: not given -> None\n" in refusal(tmp_path, own(alpha=0.5, images=5, beta=None))
+    assert start(tmp_path, own(alpha=0.5, images=5)).notes == []
 
 
 def test_resume_never_refuses_a_used_folder(tmp_path: Path) -> None:

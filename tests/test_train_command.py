@@ -27,6 +27,9 @@ ROOT = Path(__file__).parents[1]
 SHORT = [*SMALL, "--train.images=16"]
 
 
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
@@ -34,6 +37,7 @@ SHORT = [*SMALL, "--train.images=16"]
         (["--data.resolution=17"], "data.resolution: got 17; give a multiple of 2"),
         (["--data.resolutoin=16"], "data.resolutoin: no such setting; closest: data.resolution"),
         (["--model.preset=kl-f9"], "model.preset: got 'kl-f9'"),
+        (["--model.preset=null"], "model.preset: not given; give one of tiny, kl-f4, kl-f8, kl-f16, or model.pretrained"),
         (["--model.block_out_channels=[8, 9]"], "model.block_out_channels"),
         (["--data.source=/no/such/folder"], "data.source: got '/no/such/folder'"),
         (["--data.source=EMPTY"], "holds no images"),

@@ -33,7 +33,7 @@ def small(latents: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def unbroken(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("unbroken") / "run"
-    assert run([*small, "--out", str(folder)], gated=True) == 0
+    assert run([*small, "--out", str(folder)], whole=True) == 0
     return folder
 
 

@@ -36,7 +36,7 @@ def assert_same_run(one: Path, other: Path, step: int = 20) -> None:
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("unbroken") / "run"
-    assert run([*SMALL, "--out", str(folder)]) == 0
+    assert run([*SMALL, "--out", str(folder)], pictures=True) == 0
     return folder
 
 

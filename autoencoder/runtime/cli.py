@@ -64,8 +64,9 @@ def parse(
     missing = [key for key in required(config_class) if key not in line.given]
     if missing and not line.print_config:
         raise UsageError(_missing(parser, missing[0], positional))
+    defaults = parser.get_defaults()
     for rule in idle:
-        rule.check(line, values, parser.get_defaults())
+        rule.check(line, values, defaults)
     try:
         given = arguments(config_class, values, without=missing)
         config = None if missing else config_class(**given)
@@ -96,9 +97,10 @@ def _parser(config_class: type, prog: str, description: str, stage: str | None, 
     parser.add_argument("--config", metavar="FILE", default=SUPPRESS, help=f"YAML file of settings{shipped}. Repeated, later ones win.")
     parser.add_argument("--print_config", action="store_true", default=SUPPRESS, help="Print the whole configuration as YAML and stop.")
     parser.add_class_arguments(config_class, None)
+    headings = groups(config_class)
     for action in parser._actions:
         action.option_strings = [option for option in action.option_strings if not option.endswith("+")]
-        if action.dest in groups(config_class):
+        if action.dest in headings:
             action.help = SUPPRESS
     return parser
 

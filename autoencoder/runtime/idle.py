@@ -47,3 +47,12 @@ class Idle:
         if line.on_command_line(key):
             return True
         return plain(values(key)) != plain(defaults.get(key)) and not line.whole_group(key)
+
+
+OPTIMIZER = Idle(
+    "optimizer.name",
+    lambda name: name != "muon",
+    ("optimizer.muon_lr", "optimizer.muon_momentum"),
+    "optimizer.name is {value}. If it is meant, give optimizer.name=muon with it, else leave it out",
+)
+"""What has no effect beside what in the optimiser of either stage."""

@@ -26,6 +26,15 @@ MADE = (CONFIG, METRICS, "network.json", "bad_images.jsonl", "checkpoints", "ima
 """What a start may have made when it is refused."""
 
 
+class _NotGiven:
+    def __repr__(self) -> str:
+        return "not given"
+
+
+NOT_GIVEN = _NotGiven()
+"""The value of an argument that is not there."""
+
+
 class RunFolder:
     """A run's folder, held by one process at a time.
 
@@ -147,13 +156,18 @@ def _within(key: str, names: tuple[str, ...]) -> bool:
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """Settings that differ, with old and new value; `20k` images are 20000."""
 
+    def values(key: str) -> tuple[Any, Any]:
+        # An argument that is left out is at its class's default, whatever that is.
+        absent = NOT_GIVEN if ".init_args." in key else None
+        return old.get(key, absent), new.get(key, absent)
+
     def same(key: str) -> bool:
-        before, now = old.get(key), new.get(key)
+        before, now = values(key)
         if key.endswith("images") and ".init_args." not in key and before is not None and now is not None:
             return count(before, key) == count(now, key)
         return bool(before == now)
 
-    return [(key, old.get(key), new.get(key)) for key in {**old, **new} if not same(key)]
+    return [(key, *values(key)) for key in {**old, **new} if not same(key)]
 
 
 def _defaults(config_class: type) -> dict[str, Any]:
