@@ -13,7 +13,8 @@ class DataConfig:
     """Where images come from and how they are cropped."""
 
     source: str = "demo"
-    """`demo` (scikit-image's photos), a folder (class folders become labels), a parquet or WebDataset glob, or a dataset's hub name."""
+    """`demo` (scikit-image's photos), a folder (class folders become labels), a parquet or WebDataset glob, a URL of one of these
+    (`s3://bucket/*.tar`), or a dataset's hub name."""
     own: OwnClass = field(default_factory=OwnClass)
     """Instead of `source`, a class of your own whose objects have __len__ and __getitem__ (docs/extending.md)."""
     split: str = "train"
@@ -27,7 +28,7 @@ class DataConfig:
     validation_grid: int = 1
     """Validation crops an image: a k x k grid of crops around its centre."""
     image_column: str | None = None
-    """Column that holds the images; null: the only image column."""
+    """Column that holds the images, of WebDatasets their ending; null: the only image column."""
     label_column: str | None = None
     """Column that holds class labels; null: `label` where there is one."""
     resolution: int = 256

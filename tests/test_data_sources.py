@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from autoencoder.config import DataConfig
-from autoencoder.data.sources import BadImage, Source, open_source, open_train_and_validation
+from autoencoder.data.sources import BadImage, Indexed, Source, WithColumns, open_source, open_train_and_validation
 from autoencoder.runtime.errors import ConfigError
 
 RNG = np.random.default_rng(0)
@@ -158,10 +158,10 @@ def test_hub_names_go_through_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(name: str, split: str) -> datasets.Dataset:
         assert name == "owner/photos"
         pixels = {"train": PIXELS[:20], "test": PIXELS[20:]}[split]
-        features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
-        return datasets.Dataset.from_dict(
-            {"image": [{"bytes": png(p), "path": None} for p in pixels], "label": [7] * 20}, features=features
-        )
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64"), "note": datasets.Value("string")})
+        images = [{"bytes": png(p), "path": None} for p in pixels]
+        rows = {"image": images, "label": [7] * 20, "note": [f"n{k}" for k in range(20)]}
+        return datasets.Dataset.from_dict(rows, features=features)
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name: ["train", "test"])
@@ -169,6 +169,12 @@ def test_hub_names_go_through_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.array_equal(train.read(3).pixels, PIXELS[3])
     assert np.array_equal(validation.read(3).pixels, PIXELS[23])
     assert train.read(0).label == 7
+    whole = open_source("owner/photos", split="train", config=DataConfig())
+    assert isinstance(whole, WithColumns) and not isinstance(whole, Indexed)
+    assert whole.others(None, "data.columns") == ["note"]
+    assert whole.columns(np.array([5, 0, 5]), ["note", "label"]).to_pydict() == {"note": ["n5", "n0", "n5"], "label": [7, 7, 7]}
+    with pytest.raises(ConfigError, match=r"data.columns: got 'size'; the table has image, label, note"):
+        whole.others(["size"], "data.columns")
     with pytest.raises(ConfigError, match=r"data.split: got 'dev'; owner/photos has train and test"):
         open_source("owner/photos", split="dev", config=DataConfig())
 

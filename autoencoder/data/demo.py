@@ -4,7 +4,8 @@ import importlib.util
 import os
 
 from autoencoder.data.decode import Decoded, Misfit, decode_image
-from autoencoder.data.sources import BadImage, Record, digest
+from autoencoder.data.index.opening import fingerprint
+from autoencoder.data.sources import BadImage, Record
 from autoencoder.data_config import DataConfig
 from autoencoder.pixel_recipe import recipe_of
 from autoencoder.runtime.errors import UsageError
@@ -30,7 +31,7 @@ class DemoSource:
         self._ids = [os.path.splitext(os.path.basename(file))[0] for file in files]
         self.labels: list[str] | None = sorted(self._ids)
         self._images = [_decoded(file, config) for file in files]
-        self.fingerprint = digest(self._ids, files)
+        self.fingerprint = fingerprint((id, os.path.getsize(file)) for id, file in zip(self._ids, files, strict=True))
 
     def __len__(self) -> int:
         return len(self._ids)

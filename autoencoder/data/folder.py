@@ -1,15 +1,26 @@
-"""A folder of images, with or without class folders and split folders."""
+"""A folder of images, here or remote, with or without class folders and split folders."""
 
+import hashlib
 import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
-import numpy as np
+import pyarrow as pa
 
+from autoencoder.data import remote
 from autoencoder.data.decode import DecodeError, decode_image
-from autoencoder.data.paths import folder_splits, visible_subfolders, walk_images
-from autoencoder.data.sources import BadImage, Record, digest
+from autoencoder.data.formats import Data
+from autoencoder.data.index.opening import changed, opened_or_made, signed, told
+from autoencoder.data.index.table import Index, table_of
+from autoencoder.data.paths import Found, find_images, folder_splits, visible_subfolders
+from autoencoder.data.sources import BadImage, Record
 from autoencoder.data_config import DataConfig
 from autoencoder.pixel_recipe import recipe_of
-from autoencoder.runtime.errors import ConfigError
+from autoencoder.runtime.errors import ConfigError, UsageError, first_line
+
+# Bytes, not text: names of files need not be UTF-8.
+_SCHEMA = pa.schema([("name", pa.large_binary()), ("bytes", pa.int64()), ("mtime_ns", pa.int64()), ("label", pa.int32())])
 
 
 class FolderSource:
@@ -21,35 +32,81 @@ class FolderSource:
 
     in_memory = False
 
-    def __init__(self, root: str, split: str, config: DataConfig, key: str) -> None:
-        splits = folder_splits(root)
-        self._root = os.path.join(root, split) if splits else root
-        names = list(walk_images(self._root))
-        if not names:
-            raise ConfigError(key, self._root, "the folder holds no images")
-        class_roots = [os.path.join(root, name) for name in splits] or [root]
-        classes = sorted({name for class_root in class_roots for name in visible_subfolders(class_root)})
-        labelled = len(classes) > 1 and all(os.sep in name for name in names)
-        index = {name: label for label, name in enumerate(classes)}
-        self.name = self._root
-        self.labels: list[str] | None = classes if labelled else None
-        self.fingerprint = digest((name.replace(os.sep, "/") for name in names), (os.path.join(self._root, name) for name in names))
-        # Arrays, not lists: loader processes then share the pages, which reference counts of strings would copy.
-        self._labels = np.array([index[name.split(os.sep)[0]] if labelled else -1 for name in names], dtype=np.int32)
-        self._names = np.array([os.fsencode(name) for name in names])
-        self._recipe = recipe_of(config)
+    def __init__(self, root: str, split: str, config: DataConfig, key: str, index: Path | None = None) -> None:
+        self._index = opened_or_made(index, {"kind": "folder", "split": split}, lambda: _index(root, split, key), key)
+        self._key, self._remote, self._recipe = key, remote.is_remote(root), recipe_of(config)
+        under: str = self._index.facts["under"]
+        self.name = self._root = _under(root, under)
+        self.labels: list[str] | None = self._index.facts["classes"]
+        self.fingerprint: str = self._index.facts["fingerprint"]
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._index)
 
     def read(self, index: int) -> Record:
-        path, id = self.encoded(index)
+        data, id = self.encoded(index)
         try:
-            image = decode_image(path, self._recipe)
+            image = decode_image(data, self._recipe)
         except DecodeError as error:
             raise BadImage.of(id, error) from error
-        return Record(image.pixels, int(self._labels[index]), id, image.valid)
+        return Record(image.pixels, self._index.value("label", index), id, image.valid)
 
-    def encoded(self, index: int) -> tuple[str, str]:
-        name = os.fsdecode(bytes(self._names[index]))
-        return os.path.join(self._root, name), name.replace(os.sep, "/")
+    def encoded(self, index: int) -> tuple[Data, str]:
+        id = self._index.value("name", index).decode("utf-8", "surrogateescape")
+        listed: int = self._index.value("bytes", index)
+        if self._remote:
+            return self._downloaded(f"{self._root}/{id}", listed), id
+        path = os.path.join(self._root, id)
+        try:
+            size = os.stat(path).st_size
+        except OSError:
+            size = -1
+        if size != listed:
+            raise changed(self._key, path, None if size < 0 else size, listed)
+        return path, id
+
+    def write_index(self, path: Path) -> None:
+        """Write what opens this source without looking through the folder."""
+        self._index.write(path)
+
+    def _downloaded(self, url: str, listed: int) -> bytes:
+        try:
+            data = remote.read(url)
+        except FileNotFoundError:
+            raise changed(self._key, url, None, listed) from None
+        # Each file system has errors of its own; a network that fails makes no bad image.
+        except Exception as error:
+            raise UsageError(f"{self._key}: {url} cannot be read: {type(error).__name__}: {first_line(error)}") from error
+        if len(data) != listed:
+            raise changed(self._key, url, len(data), listed)
+        return data
+
+
+def _under(root: str, under: str) -> str:
+    if not under:
+        return root
+    return f"{root}/{under}" if remote.is_remote(root) else os.path.join(root, under)
+
+
+def _index(root: str, split: str, key: str) -> Index:
+    splits = folder_splits(root)
+    under = split if splits else ""
+    class_roots = [_under(root, name) for name in splits] or [root]
+    classes = sorted({name for class_root in class_roots for name in visible_subfolders(class_root)})
+    state, facts = hashlib.sha256(), dict[str, Any]()
+
+    def rows(found: Iterator[Found]) -> Iterator[tuple[bytes, int, int, int]]:
+        numbers = {name: label for label, name in enumerate(classes)}
+        labelled: bool | None = None
+        for name, size, mtime_ns in found:
+            # Files come before folders: where the first image is in a folder, all are.
+            if labelled is None:
+                labelled = len(classes) > 1 and "/" in name
+                facts["classes"] = classes if labelled else None
+            state.update(signed(name, size))
+            yield name.encode("utf-8", "surrogateescape"), size, mtime_ns, numbers[name.partition("/")[0]] if labelled else -1
+
+    table = table_of(rows(told(find_images(_under(root, under)), "files")), _SCHEMA)
+    if not table.num_rows:
+        raise ConfigError(key, _under(root, under), "the folder holds no images")
+    return Index(table, {"under": under, "fingerprint": state.hexdigest(), **facts})

@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ Data = bytes | str | os.PathLike[str]
 # They log what they raise, and what does not concern pixels.
 for _library in ("tifffile", "PIL.TiffImagePlugin"):
     logging.getLogger(_library).setLevel(logging.CRITICAL)
+# From 89 megapixels on; Pillow refuses what has twice as many.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _NPY = b"\x93NUMPY"

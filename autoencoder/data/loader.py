@@ -11,7 +11,7 @@ from torch import Tensor
 
 from autoencoder.data.batch import Batch, Example, stack
 from autoencoder.data.order import sample_index
-from autoencoder.data.sources import BadImage, Record, Source
+from autoencoder.data.sources import BadImage, Record, Source, blocks_of
 from autoencoder.data.steps import Steps, part
 from autoencoder.data.transforms import train_crop, validation_crop
 from autoencoder.data.workers import load, spare_cores
@@ -99,7 +99,7 @@ class ValidationSet:
 class _Microbatches:
     def __init__(self, source: Source, config: DataConfig, seed: int, steps: Steps, latent_shape: tuple[int, ...]) -> None:
         self._source, self._config, self._seed = source, config, seed
-        self._steps, self._latent_shape, self._recipe = steps, latent_shape, recipe_of(config)
+        self._steps, self._latent_shape, self._recipe, self._blocks = steps, latent_shape, recipe_of(config), blocks_of(source)
 
     def __getitem__(self, number: int) -> Batch:
         bad: list[tuple[str, str]] = []
@@ -107,7 +107,8 @@ class _Microbatches:
         return stack(examples or [_padding(self._config, self._latent_shape)], bad, self._recipe)
 
     def _example(self, position: int, bad: list[tuple[str, str]]) -> Example:
-        record, photo = _read_or_next(self._source, sample_index(self._seed, len(self._source), position), self._config, bad)
+        index = sample_index(self._seed, len(self._source), position, self._blocks)
+        record, photo = _read_or_next(self._source, index, self._config, bad)
         crop = train_crop(record.pixels, self._config, generator(self._seed, "crop", position), record.valid)
         noise = generator(self._seed, "noise", position).standard_normal(self._latent_shape, dtype=np.float32)
         return _example(crop, noise, record, record.id, position, photo)

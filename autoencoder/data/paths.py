@@ -5,8 +5,9 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NoReturn
+from typing import Literal, NamedTuple, NoReturn
 
+from autoencoder.data import remote
 from autoencoder.runtime.errors import ConfigError, UsageError
 
 # fmt: off
@@ -24,7 +25,20 @@ class Location:
 
     kind: Literal["demo", "folder", "parquet", "webdataset", "hub"]
     paths: tuple[str, ...] = ()
-    """The folder, or the files in order; nothing for `demo` and hub names."""
+    """The folder, or the files in order, paths or URLs; nothing for `demo` and hub names."""
+    base: str = ""
+    """What all `paths` of files begin with: the pattern's folder, up to its last slash."""
+
+
+class Found(NamedTuple):
+    """An image file of a folder."""
+
+    name: str
+    """Relative to the folder, with slashes."""
+    bytes: int
+    """-1 where it is not to be had: a link that leads nowhere."""
+    mtime_ns: int
+    """0 where it is not known."""
 
 
 def check_source(source: str, key: str = "source") -> None:
@@ -33,7 +47,7 @@ def check_source(source: str, key: str = "source") -> None:
     A hub name is only checked for its form; whether it exists is known when it is opened.
     """
     location = locate(source, key)
-    if location.kind == "folder" and next(walk_images(location.paths[0]), None) is None:
+    if location.kind == "folder" and not _holds_images(location.paths[0]):
         raise ConfigError(
             key, source, f"the folder holds no images ({', '.join(IMAGE_EXTENSIONS)}); give FOLDER/*.parquet or FOLDER/*.tar for tables"
         )
@@ -43,16 +57,16 @@ def locate(source: str, key: str = "source") -> Location:
     """The kind and the files of `source`; ConfigError under `key` where there are none."""
     if source == "demo":
         return Location("demo")
+    if remote.is_remote(source):
+        return _locate_remote(source, key)
     path = os.path.expanduser(source)
     if os.path.isdir(path):
         return Location("folder", (path,))
     if os.path.isfile(path):
-        return _tables((path,), source, key)
+        return _tables((path,), path, source, key)
     if glob.has_magic(path):
         files = tuple(sorted(name for name in glob.glob(path, recursive=True) if os.path.isfile(name)))
-        if not files:
-            raise ConfigError(key, source, "no file matches; give a glob that matches .parquet or .tar files")
-        return _tables(files, source, key)
+        return _tables(files, path, source, key)
     # `owner/name` is a hub name, unless `owner` is a folder here: then it is a path that is not there.
     if (
         re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source)
@@ -69,11 +83,21 @@ def locate(source: str, key: str = "source") -> Location:
 
 def walk_images(root: str) -> Iterator[str]:
     """The image files under `root` by extension, relative to it, in an order of their names alone; hidden ones are left out."""
-    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=_refuse):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in sorted(names):
-            if name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith("."):
-                yield os.path.relpath(os.path.join(folder, name), root)
+    return (found.name.replace("/", os.sep) for found in find_images(root))
+
+
+def find_images(root: str) -> Iterator[Found]:
+    """The image files under a folder, here or remote, by extension; hidden ones are left out.
+
+    The order is one of their names alone: of each folder first its files, then its subfolders. Links are followed.
+    """
+    pending = [""]
+    while pending:
+        under = pending.pop()
+        subfolders, files = _listed(_join(root, under), under)
+        files.sort()
+        yield from files
+        pending.extend(f"{under}{name}/" for name in sorted(subfolders, reverse=True))
 
 
 def folder_splits(root: str) -> list[str]:
@@ -88,16 +112,100 @@ def folder_splits(root: str) -> list[str]:
 
 def visible_subfolders(root: str) -> list[str]:
     """Names of the subfolders of `root` that are not hidden, sorted."""
+    if remote.is_remote(root):
+        return sorted(name for name in remote.list_folder(root)[0] if not name.startswith("."))
     with os.scandir(root) as entries:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _tables(files: tuple[str, ...], source: str, key: str) -> Location:
+def _join(root: str, under: str) -> str:
+    return os.path.join(root, under.replace("/", os.sep)) if not remote.is_remote(root) else f"{root.rstrip('/')}/{under}".rstrip("/")
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith(".")
+
+
+def _listed(folder: str, under: str) -> tuple[list[str], list[Found]]:
+    """The subfolders of a folder, and its image files with `under` before their names."""
+    if remote.is_remote(folder):
+        names, entries = remote.list_folder(folder)
+        found = [Found(under + name, size, mtime_ns) for name, size, mtime_ns in entries if _is_image(name)]
+        return [name for name in names if not name.startswith(".")], found
+    subfolders, files = [], []
+    try:
+        with os.scandir(folder) as scanned:
+            for entry in scanned:
+                if _is_folder(entry):
+                    subfolders += [] if entry.name.startswith(".") else [entry.name]
+                elif _is_image(entry.name):
+                    files.append(_stat(entry, under))
+    except OSError as error:
+        _refuse(error)
+    return subfolders, files
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _stat(entry: os.DirEntry[str], under: str) -> Found:
+    try:
+        stat = entry.stat()
+    except OSError:
+        return Found(under + entry.name, -1, 0)
+    return Found(under + entry.name, stat.st_size, stat.st_mtime_ns)
+
+
+def _holds_images(root: str) -> bool:
+    """Whether there is an image under a folder: as soon as one is seen, without looking at sizes."""
+    if remote.is_remote(root):
+        return next(find_images(root), None) is not None
+    pending = [root]
+    while pending:
+        folder = pending.pop()
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if _is_folder(entry):
+                        pending += [] if entry.name.startswith(".") else [entry.path]
+                    elif _is_image(entry.name):
+                        return True
+        except OSError as error:
+            _refuse(error)
+    return False
+
+
+def _locate_remote(source: str, key: str) -> Location:
+    with remote.refused(key, source):
+        url = remote.normal(source)
+        if glob.has_magic(url):
+            return _tables(tuple(remote.expand(url)), url, source, key)
+        if remote.is_folder(url):
+            return Location("folder", (url,))
+        if remote.is_file(url):
+            return _tables((url,), url, source, key)
+    raise ConfigError(key, source, "no such file or folder there; give a folder of images, or a .parquet or .tar file or glob")
+
+
+def _tables(files: tuple[str, ...], pattern: str, source: str, key: str) -> Location:
+    if not files:
+        raise ConfigError(key, source, "no file matches; give a glob that matches .parquet or .tar files")
+    # Of a file name without a wildcard the folder is what comes before the last slash as well.
+    magic = re.search(r"[*?[]", pattern)
+    base = re.sub(r"[^/]*$", "", pattern[: magic.start()] if magic else pattern)
     endings = {os.path.splitext(name)[1] for name in files}
     if endings == {".parquet"}:
-        return Location("parquet", files)
+        return Location("parquet", files, base)
     if endings == {".tar"}:
-        return Location("webdataset", files)
+        return Location("webdataset", files, base)
+    packed = next((name for name in files if re.search(r"\.(tar\.\w+|tgz|tbz2?|txz)$", name)), None)
+    if packed is not None:
+        remedy = f"{os.path.basename(packed)} is compressed, and images cannot be read from the middle of it; unpack it to a plain .tar"
+        raise ConfigError(key, source, remedy)
     raise ConfigError(
         key, source, f"files must be all .parquet or all .tar, not {', '.join(sorted(endings))}; give a folder for single images"
     )

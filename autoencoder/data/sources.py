@@ -1,16 +1,15 @@
 """Random access to the images of a source, and its split into training and validation."""
 
 import hashlib
-import os
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
 from autoencoder.data.bands import DecodeError, Misfit
 from autoencoder.data.formats import Data
-from autoencoder.data.order import spread
+from autoencoder.data.order import Blocks, spread
 from autoencoder.data.paths import VALIDATION_SPLITS, folder_splits, locate
 from autoencoder.data_config import DataConfig, images_key
 from autoencoder.runtime.errors import ConfigError
@@ -18,6 +17,8 @@ from autoencoder.runtime.own_class import OwnClass
 from autoencoder.runtime.rng import generator
 
 if TYPE_CHECKING:
+    import pyarrow
+
     from autoencoder.data.own import OwnSource
 
 
@@ -50,7 +51,10 @@ class BadImage(Exception):
 
 
 class Source(Protocol):
-    """Images by index. Picklable, so that loader processes can have it."""
+    """Images by index. Picklable, so that loader processes can have it.
+
+    A source whose images are quickly read only a block at a time has an attribute `blocks` besides.
+    """
 
     name: str
     """What logs call it."""
@@ -76,12 +80,36 @@ class Files(Source, Protocol):
         ...
 
 
+@runtime_checkable
+class Indexed(Protocol):
+    """A source that keeps a list of what it holds."""
+
+    def write_index(self, path: Path) -> None:
+        """Write what `open_images` opens this source by without looking for its files: an Arrow IPC file, mapped when it is opened."""
+        ...
+
+
+@runtime_checkable
+class WithColumns(Protocol):
+    """A source whose images come with other columns."""
+
+    def others(self, wanted: list[str] | None, key: str) -> list[str]:
+        """The `wanted` columns, by default all small ones besides image and label; ConfigError under `key` for one that is not there."""
+        ...
+
+    def columns(self, images: np.ndarray, names: list[str]) -> "pyarrow.Table":
+        """The values of these columns for these images, (n,) in any order."""
+        ...
+
+
 class Subset:
     """The images of `source` at `indices`, in that order."""
 
     def __init__(self, source: Source, indices: np.ndarray) -> None:
         self.name, self.labels, self.in_memory = source.name, source.labels, source.in_memory
         self.fingerprint = hashlib.sha256(source.fingerprint.encode() + np.ascontiguousarray(indices, dtype="<i8").tobytes()).hexdigest()
+        blocks = blocks_of(source)
+        self.blocks = None if blocks is None else blocks.of(indices)
         self._source, self._indices = source, indices
 
     def __len__(self) -> int:
@@ -91,9 +119,20 @@ class Subset:
         return self._source.read(int(self._indices[index]))
 
 
-def open_images(config: DataConfig, *, split: str) -> Source:
-    """The images of `data.own` where it is given, which has no splits; else `split` of `data.source`."""
-    return open_own(config.own, config, "data.own") if config.own.given else open_source(config.source, split=split, config=config)
+def blocks_of(source: Source) -> Blocks | None:
+    """The blocks that a source is read in; None where every image is as near as any other."""
+    found: Blocks | None = getattr(source, "blocks", None)
+    return found
+
+
+def open_images(config: DataConfig, *, split: str, index: Path | None = None) -> Source:
+    """The images of `data.own` where it is given, which has no splits; else `split` of `data.source`.
+
+    With `index`, which a source of the same settings has written, its images are those, and where they lie is not looked through.
+    """
+    if config.own.given:
+        return open_own(config.own, config, "data.own")
+    return open_source(config.source, split=split, config=config, index=index)
 
 
 def open_own(own: OwnClass, config: DataConfig, key: str) -> "OwnSource":
@@ -106,21 +145,21 @@ def open_own(own: OwnClass, config: DataConfig, key: str) -> "OwnSource":
     return found
 
 
-def open_source(source: str, *, split: str, config: DataConfig, key: str = "data.source") -> Source:
+def open_source(source: str, *, split: str, config: DataConfig, key: str = "data.source", index: Path | None = None) -> Source:
     """Open what `source` names; ConfigError under `key` where it cannot be opened, and under the setting that its images do not fit.
 
     `split` is one of the source's splits; sources without splits (files, folders that are not split) have one, `train`.
     """
-    found = open_files(source, split, config, key)
+    found = open_files(source, split, config, key, index)
     _check_fit(found, config, key.rpartition(".")[0])
     return found
 
 
-def open_files(source: str, split: str, config: DataConfig, key: str) -> Files:
+def open_files(source: str, split: str, config: DataConfig, key: str, index: Path | None = None) -> Files:
     """Open what `source` names, whatever its images look like."""
     location = locate(source, key)
     if location.kind == "hub":
-        from autoencoder.data.table import open_hub
+        from autoencoder.data.hub import open_hub
 
         return open_hub(source, split, config, key)
     splits = _splits(source, key) or ["train"]
@@ -134,11 +173,15 @@ def open_files(source: str, split: str, config: DataConfig, key: str) -> Files:
         case "folder":
             from autoencoder.data.folder import FolderSource
 
-            return FolderSource(location.paths[0], split, config, key)
-        case _:
-            from autoencoder.data.table import open_tables
+            return FolderSource(location.paths[0], split, config, key, index)
+        case "webdataset":
+            from autoencoder.data.tars import TarSource
 
-            return open_tables(location, source, config, key)
+            return TarSource(location, source, config, key, index)
+        case _:
+            from autoencoder.data.parquet import ParquetSource
+
+            return ParquetSource(location, source, config, key, index)
 
 
 def _check_fit(source: Source, config: DataConfig, room: str) -> None:
@@ -191,15 +234,6 @@ def open_evaluation(config: DataConfig, *, split: str | None, images: int | None
     return source if images is None or len(source) <= images else Subset(source, _choose(len(source), images)[0])
 
 
-def digest(names: Iterable[str], files: Iterable[str]) -> str:
-    """A digest of `names` and of the sizes of the files that go by them; an edit that keeps name and size escapes it."""
-    state = hashlib.sha256()
-    for name, file in zip(names, files, strict=True):
-        size = os.stat(file).st_size if os.path.exists(file) else -1
-        state.update(f"{name}\0{size}\0".encode("utf-8", "surrogateescape"))
-    return state.hexdigest()
-
-
 def _splits(source: str, key: str) -> list[str]:
     location = locate(source, key)
     match location.kind:
@@ -208,7 +242,7 @@ def _splits(source: str, key: str) -> list[str]:
         case "folder":
             return folder_splits(location.paths[0])
         case "hub":
-            from autoencoder.data.table import hub_splits
+            from autoencoder.data.hub import hub_splits
 
             return hub_splits(source, key)
         case _:

@@ -2,10 +2,8 @@
 
 import numpy as np
 import pyarrow
-from datasets import Dataset
 
-from autoencoder.data.sources import Source
-from autoencoder.data.table import TableSource
+from autoencoder.data.sources import Source, WithColumns
 from autoencoder.latents.plan import Plan
 from autoencoder.runtime.errors import ConfigError
 
@@ -20,9 +18,10 @@ class SideTable:
 
     def __init__(self, source: Source, columns: list[str] | None, plan: Plan) -> None:
         self._views = plan.views
-        self._others: Dataset | None = None
-        if isinstance(source, TableSource):
-            self._others = source.others(columns, "data.columns").with_format("arrow")
+        self._source: WithColumns | None = source if isinstance(source, WithColumns) else None
+        self._others: list[str] = []
+        if self._source is not None:
+            self._others = self._source.others(columns, "data.columns")
         elif columns:
             raise ConfigError("data.columns", columns, "only tables (parquet, WebDataset, hub) have other columns; leave it out")
 
@@ -34,10 +33,8 @@ class SideTable:
             "view": pyarrow.array(rows % self._views, pyarrow.int32()),
             "name": pyarrow.array(names, pyarrow.string()),
         }
-        if self._others is not None and self._others.column_names:
-            wanted, place = np.unique(images, return_inverse=True)
-            carried = self._others[wanted.tolist()].take(place)
-            for name in carried.column_names:
+        if self._source is not None and self._others:
+            carried = self._source.columns(images, self._others)
+            for name in self._others:
                 columns[f"source_{name}" if name in OURS else name] = carried[name]
-        # Without the source's schema metadata, where `datasets` keeps what it thinks of the columns that are not here.
         return pyarrow.table(columns)
