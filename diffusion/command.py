@@ -13,6 +13,8 @@ COMMANDS = {
     "reconstruct": ("autoencoder.reconstruct", "write images beside their reconstructions"),
     "export_autoencoder": ("autoencoder.export", "write a checkpoint's weights for other tools"),
     "encode_dataset": ("autoencoder.encode", "encode images to a data set of latents"),
+    "export_latents": ("autoencoder.export_latents", "write a data set of latents as parquet or WebDataset"),
+    "verify_latents": ("autoencoder.verify_latents", "check a data set of latents: files, rows, statistics, images; mend it"),
     "train_diffusion": ("diffusion.train", "train a latent diffusion model and export a stock pipeline"),
     "sample": ("diffusion.sample", "draw images from a pipeline"),
     "report": ("autoencoder.report.command", "make one HTML page of one run or several"),

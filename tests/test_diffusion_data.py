@@ -10,6 +10,7 @@ import torch
 from autoencoder.data.steps import Steps
 from autoencoder.latents.reader import Latents
 from autoencoder.runtime.config import TrainConfig
+from autoencoder.runtime.rng import generator
 from diffusion import denoiser
 from diffusion.config import ConditioningConfig, DenoiserConfig, LatentsConfig, ProcessConfig, TrainDiffusionConfig
 from diffusion.data import LatentBatch, LatentLoader, TrainRows, ValidationRows, hold_out
@@ -64,6 +65,31 @@ def test_rows_of_an_image_are_held_out_together(tmp_path: Path, vae: Path, image
     assert not seen & unseen
     assert (np.diff(training) > 0).all()
     assert (np.diff(validation) > 0).all()
+
+
+@pytest.mark.parametrize(("images", "views", "most"), [(1000, 1, 50), (1000, 4, 512), (997, 3, 7), (150, 2, 1000), (500, 1, 1)])
+@pytest.mark.parametrize("order", ["ascending", "any"])
+def test_held_out_are_the_first_images_of_a_permutation_that_have_so_many_rows(images: int, views: int, most: int, order: str) -> None:
+    rng = np.random.default_rng(0)
+    ids = np.sort(rng.choice(images * views, images * views * 9 // 10, replace=False))
+    ids = ids if order == "ascending" else rng.permutation(ids)
+
+    class Rows:
+        rows_per_image = views
+
+        def __len__(self) -> int:
+            return len(ids)
+
+    Rows.ids = ids  # type: ignore[attr-defined]
+    training, held = hold_out(Rows(), most)  # type: ignore[arg-type]
+    wanted, chosen = max(1, min(most, len(ids) // 10)), set[int]()
+    for image in generator(0, "held out latents", 0).permutation(np.unique(ids // views)).tolist():
+        if chosen and np.isin(ids // views, [*chosen, image]).sum() > wanted:
+            break
+        chosen.add(image)
+    expected = np.isin(ids // views, list(chosen))
+    np.testing.assert_array_equal(held, np.flatnonzero(expected))
+    np.testing.assert_array_equal(training, np.flatnonzero(~expected))
 
 
 def test_data_sets_of_few_images_hold_out_rows(tmp_path: Path, vae: Path) -> None:

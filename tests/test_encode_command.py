@@ -221,8 +221,8 @@ def test_a_plan_that_cannot_be_read_is_refused(setting: Path, tmp_path: Path, ca
     for content in ("[]", "{", '{"version": 1}'):
         plan.write_text(content)
         assert "its plan.json cannot be read" in refused(capsys, arguments(setting, tmp_path / "copy"))
-    plan.write_text((setting / "done" / "plan.json").read_text().replace('"version": 1', '"version": 2'))
-    assert "its plan.json has version 2" in refused(capsys, arguments(setting, tmp_path / "copy"))
+    plan.write_text((setting / "done" / "plan.json").read_text().replace('"version": 2', '"version": 1'))
+    assert "its plan.json has version 1" in refused(capsys, arguments(setting, tmp_path / "copy"))
 
 
 def test_help_comes_in_half_a_second() -> None:

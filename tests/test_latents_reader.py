@@ -1,6 +1,7 @@
 """The reader: what it gives, alone and in our code, and what it refuses."""
 
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ from autoencoder.latents.opened import open_latents
 from autoencoder.latents.reader import Latents, LatentsError, manifest_digest
 from autoencoder.runtime.errors import ConfigError
 from tests.encode_children import photos, small_model
+from tests.small_latents import add_shard
 
 NAMES = [f"{kind}/{k}.png" for kind in ("ape", "bee") for k in range(5)]
 
@@ -69,6 +71,9 @@ def test_a_dataloader_takes_it_and_a_pickled_copy_opens_the_files_again(made: Pa
     latents = Latents(made)
     sent = pickle.dumps(latents)
     assert len(sent) < 1000
+    batch = latents[[17, 3]]
+    np.testing.assert_array_equal(batch["id"], [19, 3])
+    np.testing.assert_array_equal(batch["mean"][1], latents[3]["mean"])
     loader = DataLoader(pickle.loads(sent), batch_size=7, num_workers=workers)
     batches = list(loader)
     assert [len(batch["id"]) for batch in batches] == [7, 7, 4]
@@ -123,6 +128,12 @@ def put(tensors: dict[str, np.ndarray], name: str, place: tuple[int, ...], value
     return tensors
 
 
+def overwrite(folder: Path, content: bytes) -> None:
+    """Another content for the second shard, with a manifest that has its size."""
+    (folder / "data-00001.safetensors").write_bytes(content)
+    edit(folder, lambda manifest: manifest["shards"][1].update(bytes=len(content)))
+
+
 def truncate(path: Path, size: int) -> None:
     with path.open("r+b") as file:
         file.truncate(size)
@@ -133,28 +144,35 @@ def truncate(path: Path, size: int) -> None:
     [
         (lambda f: (f / "data-00002.safetensors").unlink(), r"data-00002.safetensors: cannot be read \(No such file"),
         (lambda f: truncate(f / "data-00002.safetensors", 3000), r"data-00002.safetensors: 3000 bytes, the manifest says \d+; copy it"),
-        (lambda f: truncate(f / "data-00001.safetensors", 20), "data-00001.safetensors: 20 bytes, shorter than its header"),
-        (lambda f: truncate(f / "data-00001.safetensors", 0), "data-00001.safetensors: 0 bytes, shorter than its header"),
-        (lambda f: (f / "data-00001.safetensors").write_bytes(b"\x04" + bytes(7) + b"nope"), "data-00001.safetensors: not a safetensors"),
-        (
-            lambda f: (f / "data-00001.safetensors").write_bytes(b"\x06" + bytes(7) + b'{"a":1}'),
-            "data-00001.safetensors: not a safetensors",
-        ),
+        (lambda f: truncate(f / "data-00001.safetensors", 0), "data-00001.safetensors: 0 bytes, the manifest says"),
         (lambda f: (f / "manifest.json").unlink(), "no manifest.json, so not finished; run the same encode_dataset command again"),
         (lambda f: truncate(f / "manifest.json", 100), r"manifest.json: cannot be read .*; run encode_dataset again"),
         (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json: not the manifest of latents"),
-        (lambda f: edit(f, lambda m: m.update(version=2)), "manifest.json: version 2, this reader knows 1"),
+        (lambda f: edit(f, lambda m: m.update(version=1)), "manifest.json: version 1, this reader knows 2"),
         (
             lambda f: (f / "manifest.json").write_text((f / "manifest.json").read_text().replace('"rows": 18', '"rows": 19')),
             r"manifest.json: edited since it was written .*; run encode_dataset again",
         ),
+    ],
+)
+def test_what_is_damaged_is_refused_on_opening(copy: Path, damage: Callable[[Path], object], said: str) -> None:
+    damage(copy)
+    with pytest.raises(LatentsError, match=said):
+        Latents(copy)
+    with pytest.raises(ConfigError, match="latents: got "):
+        open_latents(str(copy), "latents")
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda f: overwrite(f, b"\x50" + bytes(19)), "data-00001.safetensors: 20 bytes, shorter than its header"),
+        (lambda f: overwrite(f, b""), "data-00001.safetensors: 0 bytes, shorter than its header"),
+        (lambda f: overwrite(f, b"\x04" + bytes(7) + b"nope"), "data-00001.safetensors: not a safetensors"),
+        (lambda f: overwrite(f, b"\x07" + bytes(7) + b'{"a":1}'), "data-00001.safetensors: not a safetensors"),
         (
             lambda f: rewrite(f, 2, lambda t: {**t, "mean": t["mean"][:, :, :4], "logvar": t["logvar"][:, :, :4]}),
-            r"data-00002.safetensors: latents of shape \(4, 4, 8\), but data-00000.safetensors has \(4, 8, 8\)",
-        ),
-        (
-            lambda f: edit(f, lambda m: m.update(shape=[4, 4, 4])),
-            r"data-00000.safetensors: mean: \(6, 4, 8, 8\), the manifest says \(6, 4, 4, 4\)",
+            r"data-00002.safetensors: mean: \(6, 4, 4, 8\), the manifest says \(6, 4, 8, 8\)",
         ),
         (lambda f: rewrite(f, 1, lambda t: {k: v for k, v in t.items() if k != "logvar"}), "00001.safetensors: logvar: no such tensor"),
         (lambda f: rewrite(f, 0, lambda t: {k: v for k, v in t.items() if k != "mean"}), "00000.safetensors: mean: no such tensor"),
@@ -170,11 +188,16 @@ def truncate(path: Path, size: int) -> None:
         ),
     ],
 )
-def test_what_is_damaged_is_refused_with_its_name(copy: Path, damage: Callable[[Path], object], said: str) -> None:
+def test_a_damaged_shard_is_refused_when_it_is_first_read_and_by_our_commands_at_once(
+    copy: Path, damage: Callable[[Path], object], said: str
+) -> None:
     damage(copy)
+    latents = Latents(copy)
     with pytest.raises(LatentsError, match=said):
-        Latents(copy)
-    with pytest.raises(ConfigError, match="latents: got "):
+        latents.gather(range(18))
+    with pytest.raises(LatentsError, match=said):
+        latents.check()
+    with pytest.raises(ConfigError, match=f"latents: got .*{said}"):
         open_latents(str(copy), "latents")
 
 
@@ -185,6 +208,79 @@ def test_a_value_that_is_not_finite_is_named_when_it_is_read(copy: Path, name: s
     latents.gather([0, 9, 17])
     with pytest.raises(LatentsError, match=f"data-00002.safetensors: {name} of row 3 is not finite"):
         latents.gather([0, 13, 11, 17])
+
+
+def test_a_finite_row_whose_sum_overflows_is_read(copy: Path) -> None:
+    rewrite(copy, 2, lambda tensors: put(tensors, "mean", (3,), 3e38))
+    assert Latents(copy).gather([13]).mean.min() == np.float32(3e38)
+
+
+def test_no_file_stays_open_however_many_shards_are_mapped(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not os.path.isdir("/proc/self/fd"):
+        pytest.skip("no /proc to count open files in")
+    before = len(os.listdir("/proc/self/fd"))
+    latents = Latents(copy)
+    latents.gather(range(18))
+    assert len(os.listdir("/proc/self/fd")) == before
+    monkeypatch.setattr(reader, "MOST_MAPPED", 2)
+    few = Latents(copy)
+    np.testing.assert_array_equal(few.gather(range(18)).mean, latents.gather(range(18)).mean)
+    assert len(few._opened) == 2
+
+
+def test_memory_of_a_batch_is_used_again_only_when_nobody_holds_any_of_it(made: Path) -> None:
+    latents = Latents(made)
+    held, kept = [], {}
+    for number in range(12):
+        rows = latents.gather([number, number + 1, number + 2])
+        view = [rows.mean[1:, 0], rows.logvar, torch.from_numpy(rows.mean)[2], rows.mean.reshape(-1)[5:9]][number % 4]
+        held.append(view)
+        kept[number] = np.array(view)
+        del rows, view
+        if number % 3 == 2:
+            held[number - 1] = None
+        for n, value in enumerate(held):
+            if value is not None:
+                np.testing.assert_array_equal(np.asarray(value), kept[n])
+    del held
+    addresses = {latents.gather([3, 4, 5]).mean.ctypes.data for _ in range(5)}
+    assert len(addresses) == 1
+
+
+def test_what_is_mapped_cannot_be_written_into(made: Path) -> None:
+    shard = reader.Shard(made / "data-00000.safetensors")
+    shard.open()
+    with pytest.raises(ValueError, match="read-only"):
+        shard.tensors["mean"][0] = 0
+
+
+@pytest.fixture
+def two_shapes(copy: Path) -> Path:
+    """The 18 rows and 5 of shape (4, 4, 16), whose ids lie before and after."""
+    add_shard(copy, np.random.default_rng(0).standard_normal((5, 4, 4, 16)), id=np.array([6, 7, 20, 21, 22]), label=1)
+    return copy
+
+
+def test_rows_of_one_shape_are_numbered_on_their_own(two_shapes: Path) -> None:
+    latents = Latents(two_shapes)
+    assert (len(latents), latents.shapes) == (23, [(4, 8, 8), (4, 4, 16)])
+    wide = latents.of_shape((4, 4, 16))
+    wide = pickle.loads(pickle.dumps(wide))
+    assert (len(wide), wide.shape, wide.ids.tolist()) == (5, (4, 4, 16), [6, 7, 20, 21, 22])
+    np.testing.assert_array_equal(wide.gather([4, 0]).mean, latents.gather([22, 18]).mean)
+    assert latents.of_shape([4, 8, 8]).ids.tolist() == [r for r in range(20) if r not in (6, 7)]
+    np.testing.assert_array_equal(wide.std, latents.std)
+    assert latents.ids.tolist()[-6:] == [19, 6, 7, 20, 21, 22]
+
+
+def test_rows_of_differing_shapes_are_not_mixed(two_shapes: Path) -> None:
+    latents = Latents(two_shapes)
+    with pytest.raises(LatentsError, match=r"rows of shapes \(4, 8, 8\), \(4, 4, 16\) asked for at once; .* of_shape\(\(4, 8, 8\)\)"):
+        latents.gather([17, 18])
+    with pytest.raises(LatentsError, match=r"take those of one shape: of_shape\(\(4, 8, 8\)\)"):
+        latents.shape  # noqa: B018
+    with pytest.raises(LatentsError, match=r"no rows of shape \(4, 2, 2\); it has shapes \(4, 8, 8\), \(4, 4, 16\)"):
+        latents.of_shape((4, 2, 2))
 
 
 def test_labels_without_a_table_are_any_number_from_minus_one(copy: Path) -> None:

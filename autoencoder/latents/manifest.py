@@ -38,7 +38,7 @@ def manifest(plan: Plan, records: list[dict[str, Any]]) -> dict[str, Any]:
         "format": FORMAT,
         "version": VERSION,
         "rows": rows,
-        "shape": list(plan.shape),
+        "shapes": [list(plan.shape)],
         "dtype": plan.recipe["dtype"],
         "contents": ["mean", "logvar"] if plan.recipe["moments"] else ["mean"],
         "rows_per_image": plan.views,
@@ -48,14 +48,24 @@ def manifest(plan: Plan, records: list[dict[str, Any]]) -> dict[str, Any]:
         "decoder_hash": plan.decoder_hash,
         "recipe": plan.recipe,
         "recipe_hash": plan.recipe_hash,
-        "source": plan.source,
-        "made_with": plan.made_with,
+        "rows_hash": plan.rows_hash,
+        "segments": [
+            {
+                "source": plan.source,
+                "first_image": 0,
+                "images": plan.source["images"],
+                "first_shard": 0,
+                "shards": plan.shards,
+                "made_with": plan.made_with,
+            }
+        ],
         "bad": [bad for record in records for bad in record["bad"]],
-        "shards": [_entry(record) for record in records],
+        "shards": [_entry(record, plan) for record in records],
     }
     return {**told, "sha256": manifest_digest(told)}
 
 
-def _entry(record: dict[str, Any]) -> dict[str, Any]:
+def _entry(record: dict[str, Any], plan: Plan) -> dict[str, Any]:
     latents, table, _ = names(record["shard"])
-    return {"file": latents, "rows": record["rows"], **record["files"][latents], "table": {"file": table, **record["files"][table]}}
+    told = {"file": latents, "rows": record["rows"], "shape": list(plan.shape), **record["files"][latents]}
+    return {**told, "table": {"file": table, **record["files"][table]}}

@@ -6,9 +6,9 @@ from autoencoder.runtime.errors import ConfigError
 
 
 def open_latents(path: str, key: str) -> Latents:
-    """The latents in a folder; ConfigError under `key` for whatever the reader refuses."""
+    """The latents in a folder, every shard looked at; ConfigError under `key` for whatever the reader refuses."""
     check_latents(path, key)
     try:
-        return Latents(path)
+        return Latents(path).check()
     except LatentsError as error:
         raise ConfigError(key, path, str(error)) from error

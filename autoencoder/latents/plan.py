@@ -13,7 +13,7 @@ from typing import Any
 
 from autoencoder.runtime.config_file import dotted
 
-FORMAT, VERSION = "firststage-latents", 1
+FORMAT, VERSION = "firststage-latents", 2
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,13 @@ class Plan:
 
     @property
     def recipe_hash(self) -> str:
+        """SHA-256 of the recipe."""
+        return digest(self.recipe)
+
+    @property
+    def rows_hash(self) -> str:
         """SHA-256 of recipe and source: rows of equal number and equal hash are the same."""
-        return digest({"recipe": self.recipe, "fingerprint": self.source["fingerprint"]})
+        return digest({"recipe": self.recipe, "fingerprints": [self.source["fingerprint"]]})
 
     @property
     def own(self) -> bool:

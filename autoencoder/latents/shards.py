@@ -49,6 +49,8 @@ def write(folder: Path, plan: Plan, shard: int, encoded: Encoded) -> dict[str, A
         "first_row": rows.start,
         "last_row": rows.stop - 1,
         "rows": len(tensors["id"]),
+        "shape": list(plan.shape),
+        "fingerprint": plan.source["fingerprint"],
         "recipe_hash": plan.recipe_hash,
         "files": {path.name: _size_and_digest(partial(path)) for path in (latents, table)},
         "moments": Moments.of(tensors["mean"], tensors.get("logvar")).to_json(),
@@ -68,6 +70,7 @@ def read_record(folder: Path, plan: Plan, shard: int) -> dict[str, Any] | None:
         whole = all(os.stat(folder / name).st_size == record["files"][name]["bytes"] for name in names(shard)[:2])
         rows = plan.shard(shard)
         ours = (record["recipe_hash"], record["first_row"], record["last_row"]) == (plan.recipe_hash, rows.start, rows.stop - 1)
+        ours = ours and record["fingerprint"] == plan.source["fingerprint"]
         Moments.from_json(record["moments"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
