@@ -6,6 +6,7 @@ from autoencoder.latents.folder import LatentsFolder
 from autoencoder.model_path import check_model
 from autoencoder.runtime import cli
 from autoencoder.runtime.errors import ConfigError, UsageError
+from autoencoder.runtime.memory import keep_freed
 from autoencoder.runtime.own_class import find_class
 from autoencoder.runtime.processes import expected_processes, is_main_process
 
@@ -32,6 +33,8 @@ def _encode(argv: list[str] | None) -> int:
         check_source(config.data.source, "data.source")
     else:
         raise ConfigError("data.source", None, "give the images: `demo`, a folder, a parquet or WebDataset glob, a hub name, or data.own")
+    # Before any thread has an arena of its own.
+    keep_freed()
     folder = LatentsFolder(config.out, dry=config.preflight)
     try:
         from autoencoder.latents.encoding import encode_dataset

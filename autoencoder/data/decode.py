@@ -81,7 +81,9 @@ def _eight_bit(data: Data, channels: int) -> np.ndarray | None:
 def _eight_bit_of(image: Image.Image, channels: int) -> np.ndarray | None:
     if _loses_bits(image) or image.mode in _DEEP:
         return None
-    pixels = np.asarray(_over_white(image).convert("L" if channels == 1 else "RGB"))
+    opaque, mode = _over_white(image), "L" if channels == 1 else "RGB"
+    # Converting to its own mode would copy it.
+    pixels = np.asarray(opaque if opaque.mode == mode else opaque.convert(mode))
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 

@@ -37,7 +37,7 @@ class EncodeDataConfig:
     columns: list[str] | None = None
     """Other columns of a table to carry along; null carries all that hold no images or raw bytes, `[]` none."""
     workers: int | None = None
-    """Processes that decode images; null chooses by source and cores (none for in-memory sources)."""
+    """Processes that decode images; null: none where one thread reads twice as fast as the encoder encodes, else by cores."""
     max_bad: int = 100
     """Unreadable images tolerated (their rows are left out and listed); one more ends the run."""
 

@@ -21,18 +21,22 @@ class CropBatches:
     """
 
     def __init__(self, source: Source, plan: Plan, config: DataConfig, ranges: list[range]) -> None:
-        self._source, self._config, self._ranges = source, config, ranges
+        self._source, self._config, self.ranges = source, config, ranges
         self._views, self._mirrors, self._seed = plan.views, bool(plan.recipe["mirrors"]), int(plan.recipe["seed"])
         self._recipe = recipe_of(config)
         self._last: tuple[int, Record | BadImage] | None = None
 
     def __len__(self) -> int:
-        return len(self._ranges)
+        return len(self.ranges)
 
     def __getitem__(self, number: int) -> Batch:
+        return self.of(self.ranges[number])
+
+    def of(self, rows: range) -> Batch:
+        """The crops of these rows."""
         bad: dict[str, str] = {}
         examples = []
-        for row in self._ranges[number]:
+        for row in rows:
             image, view = divmod(row, self._views)
             read = self._read(image)
             if isinstance(read, BadImage):

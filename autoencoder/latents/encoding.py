@@ -1,19 +1,16 @@
 """From a configuration to a finished folder of latents."""
 
 import shutil
-import statistics
 import sys
-import time
 from typing import Any
 
-from autoencoder.data.workers import spare_cores
 from autoencoder.latents import shards
 from autoencoder.latents.config import EncodeConfig
 from autoencoder.latents.crops import CropBatches
 from autoencoder.latents.folder import LatentsFolder
 from autoencoder.latents.manifest import finalize
 from autoencoder.latents.network import Encoder
-from autoencoder.latents.pipeline import encode_shards
+from autoencoder.latents.pipeline import encode_shards, measure
 from autoencoder.latents.plan import Plan
 from autoencoder.latents.setup import Setup, set_up
 from autoencoder.latents.table import SideTable
@@ -21,8 +18,6 @@ from autoencoder.runtime.console import duration
 from autoencoder.runtime.device import describe
 from autoencoder.runtime.errors import ConfigError, UsageError
 
-MEASURED = 3
-"""Batches that the expected time is taken from."""
 SHOWN = 12
 """Class names that the plan shows."""
 
@@ -40,12 +35,13 @@ def encode_dataset(config: EncodeConfig, folder: LatentsFolder) -> int:
     for note in folder.notes:
         print(note, file=sys.stderr)
     records = {n: r for n in range(plan.shards) if (r := shards.read_record(folder.path, plan, n)) is not None}
-    workers = config.data.workers if config.data.workers is not None else 0 if setup.source.in_memory else spare_cores()
     pending = [n for n in range(plan.shards) if n not in records]
     if pending:
         crops = CropBatches(setup.source, plan, setup.data, [rows for n in pending for rows in plan.microbatches(n)])
         encoder = Encoder(setup.vae, plan, setup.device)
-        _announce(folder, plan, setup, pending, _seconds_a_row(crops, encoder, workers))
+        speed = measure(crops, encoder)
+        workers = config.data.workers if config.data.workers is not None else 0 if setup.source.in_memory else speed.workers
+        _announce(folder, plan, setup, pending, speed.a_row(workers))
     if config.preflight:
         if not pending:
             print(f"{folder.path}: all {plan.shards} shards are done")
@@ -78,20 +74,6 @@ def _tolerate(records: dict[int, dict[str, Any]], most: int, plan: Plan) -> None
             f"{plan.images_key}: {plan.source['name']}: {len(bad)} images cannot be read, data.max_bad is {most}: "
             f"{'; '.join(list(bad.values())[:3])}; mend them, or give a larger --data.max_bad to go on without them"
         )
-
-
-def _seconds_a_row(crops: CropBatches, encoder: Encoder, workers: int) -> float:
-    """The median of some batches after one that warms up; reading overlaps with encoding where there are workers."""
-    measured = []
-    for number in range(min(1 + MEASURED, len(crops))):
-        start = time.perf_counter()
-        batch = crops[number]
-        read = time.perf_counter()
-        encoder(batch)
-        end = time.perf_counter()
-        whole = max(end - read, (read - start) / workers) if workers else end - start
-        measured.append(whole / len(batch.ids))
-    return statistics.median(measured[1:] or measured)
 
 
 def _announce(folder: LatentsFolder, plan: Plan, setup: Setup, pending: list[int], seconds_a_row: float) -> None:

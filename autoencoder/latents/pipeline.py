@@ -1,7 +1,9 @@
-"""Shards from crops: read, encoded, written, one after the other."""
+"""Shards from crops: read, encoded and written, each stage while the others work on what comes before and after."""
 
+import time
 from collections.abc import Iterator
-from dataclasses import replace
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,34 +12,107 @@ import torch
 
 from autoencoder.data.batch import Batch
 from autoencoder.data.workers import load as load_batches
+from autoencoder.data.workers import spare_cores
 from autoencoder.latents import shards
 from autoencoder.latents.crops import CropBatches
 from autoencoder.latents.network import Encoder
 from autoencoder.latents.plan import Plan
-from autoencoder.latents.progress import Progress
+from autoencoder.latents.progress import Progress, Stopwatch
 from autoencoder.latents.table import SideTable
 from autoencoder.runtime.errors import UsageError
+
+MEASURED_SECONDS = 2.0
+"""What the expected time is taken from lasts at least this long, or is a whole microbatch."""
 
 
 def encode_shards(
     folder: Path, plan: Plan, pending: list[int], crops: CropBatches, encoder: Encoder, table: SideTable, workers: int, pin: bool
 ) -> Iterator[dict[str, Any]]:
-    """Commit the pending shards, one after the other; yields their records."""
-    batches = iter(load_batches(crops, range(len(crops)), workers, pin))
+    """Commit the pending shards, one after the other; yields their records.
+
+    A shard is written while the next one is encoded. What goes wrong in either ends both, once the shard that is being written is whole.
+    """
+    watch = Stopwatch("encoding")
+    batches = watch.each("reading", load_batches(crops, range(len(crops)), workers, pin))
     todo = sum(len(plan.shard(n)) for n in pending)
-    progress = Progress(plan.rows, plan.rows - todo)
+    progress = Progress(plan.rows, plan.rows - todo, watch=watch)
     finished = False
     try:
-        for shard in pending:
-            parts = []
-            for _ in plan.microbatches(shard):
-                batch = next(batches)
-                parts.append((_without_pixels(batch), encoder(batch)))
-                progress.advance(len(batch.ids))
-            yield shards.write(folder, plan, shard, _gather(parts, table, plan))
+        with ThreadPoolExecutor(1, "writer") as writer, encoder.lanes.in_order(encoder, batches) as encoded:
+            written: Future[dict[str, Any]] | None = None
+            for shard in pending:
+                parts = []
+                for _ in plan.microbatches(shard):
+                    batch, moments = next(encoded)
+                    parts.append((_without_pixels(batch), moments))
+                    progress.advance(len(batch.ids))
+                    if written is not None and written.done():
+                        yield written.result()
+                        written = None
+                whole = _gather(parts, table, plan)
+                if written is not None:
+                    with watch.stage("writing"):
+                        record = written.result()
+                    yield record
+                written = writer.submit(_write, folder, plan, shard, whole)
+            if written is not None:
+                with watch.stage("writing"):
+                    record = written.result()
+                yield record
         finished = True
     finally:
         progress.close(finished)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds that a row takes."""
+
+    reading: float
+    """In one thread or process."""
+    encoding: float
+    """With all lanes busy."""
+    shared: float
+    """What whoever reads takes from those who encode: on a CPU they have the same cores."""
+
+    @property
+    def workers(self) -> int:
+        """Processes for reading: none where this one can read twice as fast as it encodes."""
+        return 0 if 2 * self.reading < self.encoding else spare_cores()
+
+    def a_row(self, workers: int) -> float:
+        """Of the whole; stages overlap."""
+        return max(self.encoding + self.shared, self.reading / max(1, workers))
+
+
+def measure(crops: CropBatches, encoder: Encoder) -> Speed:
+    """The speed of the first rows, of as few as tell: they are encoded again. Nothing is written."""
+    rows, count, lanes = crops.ranges[0], 1, encoder.lanes
+    while True:
+        count = min(2 * count, len(rows))
+        start = time.perf_counter()
+        batch = crops.of(rows[:count])
+        read = time.perf_counter()
+        with lanes.in_order(encoder, [batch] * lanes.count) as encoded:
+            for _ in encoded:
+                pass
+        end = time.perf_counter()
+        if end - start > MEASURED_SECONDS or count == len(rows):
+            break
+    reading = (read - start) / count
+    shared = reading / (lanes.count * lanes.threads) if encoder.on_cpu else 0.0
+    return Speed(reading, (end - read) / (count * lanes.count), shared)
+
+
+def _write(folder: Path, plan: Plan, shard: int, encoded: shards.Encoded) -> dict[str, Any]:
+    try:
+        return shards.write(folder, plan, shard, encoded)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UsageError(
+            f"{folder}: {shards.names(shard)[0]} cannot be written ({reason}); mend that and run the same command again: it goes on after "
+            "the shards that are done"
+        ) from error
 
 
 def _without_pixels(batch: Batch) -> Batch:

@@ -16,6 +16,7 @@ from autoencoder.experimental.saved import has_flow_posterior
 from autoencoder.identity import identity
 from autoencoder.latents.config import EncodeConfig
 from autoencoder.latents.folder import VAE
+from autoencoder.latents.network import lanes_of
 from autoencoder.latents.plan import Plan
 from autoencoder.model import AutoencoderKL, downsampling, narrow
 from autoencoder.model_path import folder_of
@@ -78,6 +79,7 @@ def set_up(config: EncodeConfig) -> Setup:
     settings = {key: plain(getattr(data, key)) for key in ("split", "resolution", "resize", "filter", "crop", "zoom")}
     asked = {key: getattr(config.data, key) for key in ("crops", "image_column", "label_column", "columns")}
     side = data.resolution // downsampling(vae)
+    threads = lanes_of(vae, device, data.resolution, config.batch_size).threads
     plan = Plan(
         recipe={
             "encoder_hash": hashes.encoder_hash,
@@ -95,7 +97,7 @@ def set_up(config: EncodeConfig) -> Setup:
         shape=(int(vae.config["latent_channels"]), side, side),
         labels=source.labels,
         decoder_hash=hashes.decoder_hash,
-        made_with={**versions(), "device": describe(device)},
+        made_with={**versions(), "device": describe(device, threads)},
     )
     likelihood = None if found is None else found / artifact.LIKELIHOOD
     return Setup(vae, source, data, device, plan, preprocessing, likelihood if likelihood and likelihood.is_file() else None)

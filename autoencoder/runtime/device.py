@@ -26,11 +26,11 @@ def choose_precision(configured: str, device: torch.device, key: str) -> str:
     return "bf16" if fast_bf16(device) else "fp32"
 
 
-def describe(device: torch.device) -> str:
-    """The device in words."""
+def describe(device: torch.device, threads: int | None = None) -> str:
+    """The device in words; of a CPU with the threads that are used, which are all unless they are given."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
+    return f"{platform.processor() or platform.machine()} CPU, {threads or torch.get_num_threads()} threads"
 
 
 def peak_memory_bytes(device: torch.device) -> int:
