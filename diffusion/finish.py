@@ -136,16 +136,12 @@ def _metric(value: float) -> dict[str, Any]:
 
 
 def _provenance(task: DiffusionTask, notes: Sequence[str]) -> dict[str, Any]:
-    source = task.train_rows.latents.manifest["source"]
-    # The card may be published: of what is neither the demo nor a hub name, the last part alone.
-    name = source["name"] if re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?( \(\w+\))?", source["name"]) else Path(source["name"]).name
-    # So have the arguments of a class of the user's own no place there; the name is its path.
-    data = {key: value for key, value in source.items() if key != "own"} | {"name": name}
+    data = [_published(segment["source"]) for segment in task.train_rows.latents.manifest["segments"]]
     space, config = task.space, task.config
     return {
         "encoder_hash": space.encoder_hash,
         "decoder_hash": space.decoder_hash,
-        "latents": {"recipe_hash": space.recipe_hash, "rows": space.rows, "shape": list(space.shape), "data": data},
+        "latents": {"rows_hash": space.rows_hash, "rows": space.rows, "shape": list(space.shape), "data": data},
         "sampling": {"sampler": config.sampling.sampler, "steps": config.sampling.steps, "guidance": config.guidance},
         "validation": f"velocity error on {len(task.validation_rows)} held-out rows at fixed times and noise",
         "images_seen": task.steps.images,
@@ -155,3 +151,10 @@ def _provenance(task: DiffusionTask, notes: Sequence[str]) -> dict[str, Any]:
         "notes": list(notes),
         "versions": versions(),
     }
+
+
+def _published(source: dict[str, Any]) -> dict[str, Any]:
+    """What the card says of images; it may be published: of what is neither the demo nor a hub name, the last part of the path alone."""
+    name = source["name"] if re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?( \(\w+\))?", source["name"]) else Path(source["name"]).name
+    # So have the arguments of a class of the user's own no place there; the name is its path.
+    return {key: value for key, value in source.items() if key != "own"} | {"name": name}

@@ -22,7 +22,8 @@ class LatentSpace:
 
     encoder_hash: str
     decoder_hash: str
-    recipe_hash: str
+    rows_hash: str
+    """Equal for data sets of equal rows: of the recipe and of what it was applied to."""
     shape: tuple[int, int, int]
     """(c, h, w)."""
     mean: list[float]
@@ -86,7 +87,7 @@ def of_latents(latents: Latents, *, conditional: bool) -> LatentSpace:
     return LatentSpace(
         encoder_hash=manifest["encoder_hash"],
         decoder_hash=manifest["decoder_hash"],
-        recipe_hash=manifest["recipe_hash"],
+        rows_hash=manifest["rows_hash"],
         shape=latents.shape,
         mean=latents.mean.tolist(),
         std=latents.std.tolist(),
@@ -127,7 +128,7 @@ def agree(frozen: LatentSpace, now: LatentSpace, *, allow: bool) -> list[str]:
             f"{now.classes} classes",
             f"the run began with a table of {frozen.classes} (first difference: {other}); give those latents, or a new --out",
         )
-    if (frozen.recipe_hash, frozen.rows) != (now.recipe_hash, now.rows):
+    if (frozen.rows_hash, frozen.rows) != (now.rows_hash, now.rows):
         notes.append(
             f"warning: the latents have changed since this run began ({frozen.rows:,} rows then, {now.rows:,} now); it keeps the "
             "normalisation that it began with, and is no longer bitwise an unbroken run"

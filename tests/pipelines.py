@@ -40,7 +40,7 @@ def parts(classes: list[str] | None = CLASSES, *, channels: int = 3, quant_conv:
     space = LatentSpace(
         encoder_hash=hashes.encoder_hash,
         decoder_hash=hashes.decoder_hash,
-        recipe_hash="0" * 64,
+        rows_hash="0" * 64,
         shape=(4, SIDE // 2, SIDE // 2),
         mean=[0.3, -1.2, 0.0, 2.0],
         std=[0.5, 1.0, 1.7, 0.8],

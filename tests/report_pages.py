@@ -61,7 +61,7 @@ DIFFUSION_EVALUATION: dict[str, Any] = {
     "provenance": {"encoder_hash": "e1", "notes": [], "latents": {"rows": 640}},
 }
 LATENTS: dict[str, Any] = {
-    "encoder_hash": "e1", "decoder_hash": "d1", "recipe_hash": "r1", "shape": [2, 4, 4], "mean": [0.125, -2.5], "std": [0.75, 1.25],
+    "encoder_hash": "e1", "decoder_hash": "d1", "rows_hash": "r1", "shape": [2, 4, 4], "mean": [0.125, -2.5], "std": [0.75, 1.25],
     "rows": 640, "labels": ["astronaut", "retina"],
 }  # fmt: skip
 HOSTILE = "<img src=x onerror=alert(1)> & \"q\" 'a' $\\frac{1}{0}$ {{ 7 * 7 }} {% raw %}"

@@ -94,11 +94,12 @@ def write_latents(
     total = mean.var((0, 2, 3)) + np.exp(tensors["logvar"]).mean((0, 2, 3))
     hashes = json.loads((vae / artifact.PREPROCESSING).read_text())
     manifest: dict[str, Any] = {
-        "format": FORMAT, "version": VERSION, "rows": rows, "shape": list(mean.shape[1:]), "dtype": "fp32",
+        "format": FORMAT, "version": VERSION, "dtype": "fp32",
         "contents": ["mean", "logvar"], "rows_per_image": rows_per_image, "labels": labels,
         "statistics": {"mean": mean.mean((0, 2, 3)).tolist(), "std": np.sqrt(total).tolist()},
-        "encoder_hash": hashes["encoder_hash"], "decoder_hash": hashes["decoder_hash"], "recipe_hash": "by hand",
-        "source": {"name": "numbers", "fingerprint": "", "images": rows}, "bad": [], "shards": [{"file": "data-00000.safetensors"}],
+        "encoder_hash": hashes["encoder_hash"], "decoder_hash": hashes["decoder_hash"], "recipe_hash": "by hand", "rows_hash": "by hand",
+        "segments": [{"source": {"name": "numbers", "fingerprint": "", "images": rows}, "first_image": 0, "images": rows}],
+        "bad": [], "shards": [{"file": "data-00000.safetensors"}],
     }  # fmt: skip
     save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, folder / "data-00000.safetensors")
     (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -113,12 +114,23 @@ def rewrite(folder: Path, shard: int, **tensors: np.ndarray) -> None:
     sign(folder)
 
 
+def add_shard(folder: Path, mean: np.ndarray, *, id: np.ndarray, label: int = -1) -> None:
+    """Another shard with these rows (N, c, h, w), of whatever shape."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    file = f"data-{len(manifest['shards']):05d}.safetensors"
+    logvar, labels = np.full(mean.shape, -2.0, np.float32), np.full(len(mean), label)
+    save_file({"mean": mean.astype(np.float32), "logvar": logvar, "label": labels, "id": id}, folder / file)
+    sign(folder, shards=[*manifest["shards"], {"file": file}])
+
+
 def sign(folder: Path, **told: Any) -> None:
-    """Give the manifest the shards' sizes and digests, the entries `told`, and its own digest."""
+    """Give the manifest the shards' sizes, shapes and digests, the entries `told`, and its own digest."""
     manifest = {**json.loads((folder / "manifest.json").read_text()), **told}
     for entry in manifest["shards"]:
         content = (folder / entry["file"]).read_bytes()
-        rows = len(load_file(folder / entry["file"])["id"])
-        entry.update(rows=rows, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+        rows, *shape = load_file(folder / entry["file"])["mean"].shape
+        entry.update(rows=rows, shape=shape, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+    manifest["rows"] = sum(entry["rows"] for entry in manifest["shards"])
+    manifest["shapes"] = [list(shape) for shape in dict.fromkeys(tuple(entry["shape"]) for entry in manifest["shards"])]
     manifest["sha256"] = manifest_digest(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))

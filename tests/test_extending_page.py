@@ -80,5 +80,5 @@ def test_the_discriminator_trains(written: Path) -> None:
 def test_the_images_are_inspected_trained_on_measured_and_encoded(written: Path) -> None:
     run("frames")
     manifest = json.loads((written / "latents" / "frames" / "manifest.json").read_text())
-    assert manifest["source"]["own"] == {"class_path": "frames.Frames", "init_args": {"file": "recording.npy"}}
+    assert manifest["segments"][0]["source"]["own"] == {"class_path": "frames.Frames", "init_args": {"file": "recording.npy"}}
     assert manifest["rows"] == 24 and manifest["labels"] == ["first", "second", "third", "last"]

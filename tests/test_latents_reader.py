@@ -143,7 +143,7 @@ def truncate(path: Path, size: int) -> None:
         (lambda f: (f / "manifest.json").unlink(), "no manifest.json, so not finished; run the same encode_dataset command again"),
         (lambda f: truncate(f / "manifest.json", 100), r"manifest.json: cannot be read .*; run encode_dataset again"),
         (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json: not the manifest of latents"),
-        (lambda f: edit(f, lambda m: m.update(version=2)), "manifest.json: version 2, this reader knows 1"),
+        (lambda f: edit(f, lambda m: m.update(version=3)), "manifest.json: version 3, this reader knows 2"),
         (
             lambda f: (f / "manifest.json").write_text((f / "manifest.json").read_text().replace('"rows": 18', '"rows": 19')),
             r"manifest.json: edited since it was written .*; run encode_dataset again",
@@ -153,7 +153,7 @@ def truncate(path: Path, size: int) -> None:
             r"data-00002.safetensors: latents of shape \(4, 4, 8\), but data-00000.safetensors has \(4, 8, 8\)",
         ),
         (
-            lambda f: edit(f, lambda m: m.update(shape=[4, 4, 4])),
+            lambda f: edit(f, lambda m: m.update(shapes=[[4, 4, 4]])),
             r"data-00000.safetensors: mean: \(6, 4, 8, 8\), the manifest says \(6, 4, 4, 4\)",
         ),
         (lambda f: rewrite(f, 1, lambda t: {k: v for k, v in t.items() if k != "logvar"}), "00001.safetensors: logvar: no such tensor"),

@@ -106,7 +106,7 @@ def test_without_classes_there_is_no_guidance_to_tell(tmp_path: Path) -> None:
 
 def test_the_frozen_normalisation_is_a_table(tmp_path: Path) -> None:
     page = page_of(make_diffusion_run(tmp_path / "run", evaluation=DIFFUSION_EVALUATION))
-    assert "recipe_hash r1" in page.text
+    assert "rows_hash r1" in page.text
     assert "shape 2, 4, 4" in page.text
     assert "Latent channel Mean Standard deviation 0 0.1250 0.7500 1 −2.5000 1.2500" in page.text
     assert "notes []" in page.text

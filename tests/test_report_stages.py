@@ -127,7 +127,7 @@ def test_the_page_of_both_asks_for_nothing_and_keeps_its_ids_and_choices_apart(t
 def test_hostile_strings_are_text(tmp_path: Path) -> None:
     name = HOSTILE.replace("/", "")
     evaluation = DIFFUSION_EVALUATION | {"frechet_on": HOSTILE, "classes": [HOSTILE], "provenance": {HOSTILE: HOSTILE}}
-    latents = LATENTS | {"recipe_hash": HOSTILE}
+    latents = LATENTS | {"rows_hash": HOSTILE}
     config = {"sampling": {"sampler": HOSTILE}}
     run = make_diffusion_run(tmp_path / name, evaluation=evaluation, latents=latents, config=config, pictures=True)
     other = make_diffusion_run(tmp_path / "other")

@@ -3,6 +3,7 @@
 import os
 
 import numpy as np
+import pyarrow
 
 from autoencoder.data.decode import DecodeError, decode_image
 from autoencoder.data.paths import folder_splits, visible_subfolders, walk_images
@@ -49,6 +50,12 @@ class FolderSource:
         except DecodeError as error:
             raise BadImage.of(id, error) from error
         return Record(image.pixels, int(self._labels[index]), id, image.valid)
+
+    def listing(self) -> pyarrow.Table:
+        """`name` (binary, with `/`) and `bytes` of each file, in order."""
+        names = [bytes(name).replace(os.fsencode(os.sep), b"/") for name in self._names]
+        sizes = [os.stat(os.path.join(os.fsencode(self._root), name)).st_size for name in names]
+        return pyarrow.table({"name": pyarrow.array(names, pyarrow.binary()), "bytes": pyarrow.array(sizes, pyarrow.int64())})
 
     def encoded(self, index: int) -> tuple[str, str]:
         name = os.fsdecode(bytes(self._names[index]))

@@ -20,12 +20,22 @@ from autoencoder.runtime.errors import UsageError
 
 
 def encode_shards(
-    folder: Path, plan: Plan, pending: list[int], crops: CropBatches, encoder: Encoder, table: SideTable, workers: int, pin: bool
+    folder: Path,
+    plan: Plan,
+    pending: list[int],
+    crops: CropBatches,
+    encoder: Encoder,
+    table: SideTable,
+    workers: int,
+    pin: bool,
+    *,
+    rows: int,
+    verb: str = "encoded",
 ) -> Iterator[dict[str, Any]]:
-    """Commit the pending shards, one after the other; yields their records."""
+    """Commit the pending shards, one after the other; yields their records. `rows` are this process's, those that are done included."""
     batches = iter(load_batches(crops, range(len(crops)), workers, pin))
     todo = sum(len(plan.shard(n)) for n in pending)
-    progress = Progress(plan.rows, plan.rows - todo)
+    progress = Progress(rows, rows - todo, verb=verb)
     finished = False
     try:
         for shard in pending:

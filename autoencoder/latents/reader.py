@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-FORMAT, VERSION, MANIFEST = "firststage-latents", 1, "manifest.json"
+FORMAT, VERSION, MANIFEST = "firststage-latents", 2, "manifest.json"
 _DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "I64": np.dtype("<i8")}
 
 _AGAIN = "copy it again, or delete it and run the same encode_dataset command again"
@@ -54,7 +54,7 @@ class Latents(Dataset[dict[str, torch.Tensor]]):
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
-        self.shape: tuple[int, int, int] = tuple(self.manifest["shape"])
+        self.shape: tuple[int, int, int] = tuple(self.manifest["shapes"][0])
         self.labels: list[str] | None = self.manifest["labels"]
         self.has_logvar = "logvar" in self.manifest["contents"]
         self.rows_per_image: int = self.manifest["rows_per_image"]

@@ -4,22 +4,22 @@ import numpy as np
 import pyarrow
 from datasets import Dataset
 
-from autoencoder.data.sources import Source
 from autoencoder.data.table import TableSource
 from autoencoder.latents.plan import Plan
+from autoencoder.latents.segments import PlannedImages
 from autoencoder.runtime.errors import ConfigError
 
 OURS = ("row", "image", "view", "name")
 
 
 class SideTable:
-    """Columns `row` (the latents' `id`), `image` (its number in the source), `view` and `name`, and those that the source carries.
+    """Columns `row` (the latents' `id`), `image` (its number in the plan), `view` and `name`, and those that the source carries.
 
     A column of the source with one of these names becomes `source_NAME`. ConfigError for columns that the source does not have.
     """
 
-    def __init__(self, source: Source, columns: list[str] | None, plan: Plan) -> None:
-        self._views = plan.views
+    def __init__(self, planned: PlannedImages, columns: list[str] | None, plan: Plan) -> None:
+        self._views, self._planned, source = plan.views, planned, planned.source
         self._others: Dataset | None = None
         if isinstance(source, TableSource):
             self._others = source.others(columns, "data.columns").with_format("arrow")
@@ -36,7 +36,7 @@ class SideTable:
         }
         if self._others is not None and self._others.column_names:
             wanted, place = np.unique(images, return_inverse=True)
-            carried = self._others[wanted.tolist()].take(place)
+            carried = self._others[[self._planned.index(image) for image in wanted.tolist()]].take(place)
             for name in carried.column_names:
                 columns[f"source_{name}" if name in OURS else name] = carried[name]
         # Without the source's schema metadata, where `datasets` keeps what it thinks of the columns that are not here.

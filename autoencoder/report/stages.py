@@ -160,7 +160,7 @@ DIFFUSION = Stage(
     grid_figures=(("loss", "loss {}"),),
     measures={
         "Losses and Fréchet distances of these runs are not measured alike": (
-            "latents.encoder_hash", "latents.recipe_hash", "latents.rows", "data.draw", "data.validation_rows",
+            "latents.encoder_hash", "latents.rows_hash", "latents.rows", "data.draw", "data.validation_rows",
             "process.t_mean", "process.t_std", "sampling.evaluate",
         ),
     },
