@@ -3,12 +3,12 @@
 from autoencoder.data.paths import check_source
 from autoencoder.latents.config import EncodeConfig
 from autoencoder.latents.folder import LatentsFolder
+from autoencoder.latents.worker import Worker
 from autoencoder.model_path import check_model
 from autoencoder.runtime import cli
 from autoencoder.runtime.errors import ConfigError, UsageError
 from autoencoder.runtime.memory import keep_freed
 from autoencoder.runtime.own_class import find_class
-from autoencoder.runtime.processes import expected_processes, is_main_process
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -20,28 +20,28 @@ def _encode(argv: list[str] | None) -> int:
     config = cli.parse(
         EncodeConfig, argv, prog="firststage encode_dataset", description="Encode images to a data set of latents.", stage="latents"
     )
-    if expected_processes() > 1:
-        if not is_main_process():
-            return 2
-        raise UsageError(
-            f"{expected_processes()} processes were launched, but encode_dataset runs as one; start it with `firststage encode_dataset ...`"
-        )
-    check_model(config.model, "model", config.subfolder, config.variant)
+    worker = Worker.of_config(config)
+    if config.only != "finalize":
+        check_model(config.model, "model", config.subfolder, config.variant)
+        _check_images(config)
+    # Before any thread has an arena of its own.
+    keep_freed()
+    folder = LatentsFolder(config.out, dry=config.preflight, shared=worker.shared or config.only == "finalize")
+    try:
+        from autoencoder.latents.encoding import encode_dataset
+
+        return encode_dataset(config, folder, worker)
+    except UsageError as error:
+        folder.withdraw()
+        raise UsageError(worker.says(str(error))) from error
+    finally:
+        folder.close()
+
+
+def _check_images(config: EncodeConfig) -> None:
     if config.data.own.given:
         find_class(config.data.own, "data.own")
     elif config.data.source is not None:
         check_source(config.data.source, "data.source")
     else:
         raise ConfigError("data.source", None, "give the images: `demo`, a folder, a parquet or WebDataset glob, a hub name, or data.own")
-    # Before any thread has an arena of its own.
-    keep_freed()
-    folder = LatentsFolder(config.out, dry=config.preflight)
-    try:
-        from autoencoder.latents.encoding import encode_dataset
-
-        return encode_dataset(config, folder)
-    except UsageError:
-        folder.withdraw()
-        raise
-    finally:
-        folder.close()

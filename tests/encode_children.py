@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import resource
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +45,15 @@ def photos(folder: Path, names: list[str], seed: int = 0) -> list[np.ndarray]:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder of latents, but for the lock, by its path."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+    """Every file of a folder of latents, but for the locks, by its path."""
+    locks = (".lock", ".planning")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name not in locks}
 
 
-def start(argv: list[str], kill_at: int | None = None) -> Any:
-    """`encode_dataset` in a process of its own; with `kill_at`, by SIGKILL right before that rename, counted from 0."""
-    return children.start(_encode, argv, kill_at)
+def start(argv: list[str], kill_at: int | None = None, limit: int | None = None) -> Any:
+    """`encode_dataset` in a process of its own; with `kill_at`, until SIGKILL right before that rename or link, counted from 0; with
+    `limit`, where no file may have more bytes."""
+    return children.start(_encode, argv, kill_at, limit)
 
 
 def finish(process: Any) -> int:
@@ -59,17 +63,22 @@ def finish(process: Any) -> int:
     return int(process.exitcode)
 
 
-def _encode(argv: list[str], kill_at: int | None) -> None:
+def _encode(argv: list[str], kill_at: int | None, limit: int | None) -> None:
     torch.set_num_threads(1)
-    replace, seen = os.replace, [0]
+    if limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    seen = [0]
 
-    def counted(source: Any, target: Any) -> None:
-        if seen[0] == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        seen[0] += 1
-        replace(source, target)
+    def counted(commit: Callable[..., None]) -> Callable[..., None]:
+        def committed(source: Any, target: Any) -> None:
+            if seen[0] == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            seen[0] += 1
+            commit(source, target)
 
-    os.replace = counted  # type: ignore[assignment]
+        return committed
+
+    os.replace, os.link = counted(os.replace), counted(os.link)
     # A killed process leaves the same files with it or without; waiting for the disk is most of the time of shards this small.
     os.fsync = lambda _: None
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):

@@ -90,23 +90,12 @@ def test_columns_that_a_table_does_not_have_are_named(setting: Path, tmp_path: P
     assert "data.columns: got 'captoin'; the table has image, caption" in refused(capsys, argv)
 
 
-def test_several_processes_are_refused_with_one_message(
-    setting: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "2 processes were launched, but encode_dataset runs as one" in refused(capsys, arguments(setting, tmp_path / "out"))
-    monkeypatch.setenv("RANK", "1")
-    assert encode.main(arguments(setting, tmp_path / "out")) == 2
-    assert capsys.readouterr().err == ""
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize(
     ("more", "changes"),
     [
         (["--mirrors"], ["mirrors: False -> True"]),
         (["--dtype=fp16", "--moments=false"], ["moments: True -> False", "dtype: 'fp32' -> 'fp16'"]),
-        (["--data.resolution=8", "--seed=3"], ["data.resolution: 16 -> 8", "seed: 0 -> 3", "shape: [4, 8, 8] -> [4, 4, 4]"]),
+        (["--data.resolution=8", "--seed=3"], ["data.resolution: 16 -> 8", "seed: 0 -> 3", "shapes: [[4, 8, 8]] -> [[4, 4, 4]]"]),
         (["--batch_size=3", "--shard_rows=5"], ["batch_size: 64 -> 3", "shard_rows: 4 -> 5"]),
         (["--data.crop=random", "--data.zoom=[0.9, 1]"], ["data.crop: 'center' -> 'random'", "data.zoom: [1.0, 1.0] -> [0.9, 1.0]"]),
         (["--data.source=SETTING/fewer"], ["source.images: 6 -> 5"]),
@@ -218,11 +207,14 @@ def test_a_folder_in_use_is_refused(setting: Path, capsys: pytest.CaptureFixture
 def test_a_plan_that_cannot_be_read_is_refused(setting: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(setting / "done", tmp_path / "copy")
     plan = tmp_path / "copy" / "plan.json"
-    for content in ("[]", "{", '{"version": 1}'):
+    for content in ("[]", "{", '{"version": 2}'):
         plan.write_text(content)
         assert "its plan.json cannot be read" in refused(capsys, arguments(setting, tmp_path / "copy"))
-    plan.write_text((setting / "done" / "plan.json").read_text().replace('"version": 2', '"version": 1'))
-    assert "its plan.json has version 1" in refused(capsys, arguments(setting, tmp_path / "copy"))
+    frozen = (setting / "done" / "plan.json").read_text()
+    plan.write_text(frozen.replace('"mirrors": false', '"mirrors": true'))
+    assert "its plan.json has been edited" in refused(capsys, arguments(setting, tmp_path / "copy"))
+    plan.write_text(frozen.replace('"version": 2', '"version": 3'))
+    assert "its plan.json has version 3" in refused(capsys, arguments(setting, tmp_path / "copy"))
 
 
 def test_help_comes_in_half_a_second() -> None:

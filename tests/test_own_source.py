@@ -206,8 +206,9 @@ def test_it_goes_through_every_command(tmp_path: Path, capsys: pytest.CaptureFix
     assert encode.main(["--model", str(run), *OWN, form, "--data.own.init_args.broken=2", "--out", str(latents)]) == 0
     manifest = json.loads((latents / "manifest.json").read_text())
     arguments = {"side": 32, "form": "labelled", "broken": 2}
-    assert manifest["segments"][0]["source"]["own"] == {"class_path": "tests.own_classes.Photos", "init_args": arguments}
-    assert manifest["segments"][0]["source"]["name"] == "tests.own_classes.Photos" and manifest["labels"] == ["even", "odd"]
+    source = manifest["segments"][0]["source"]
+    assert source["own"] == {"class_path": "tests.own_classes.Photos", "init_args": arguments}
+    assert source["name"] == "tests.own_classes.Photos" and manifest["labels"] == ["even", "odd"]
     assert [bad["image"] for bad in manifest["bad"]] == [2]
     assert load_file(latents / "data-00000.safetensors")["label"].tolist() == [i % 2 for i in range(12) if i != 2]
     refused = [

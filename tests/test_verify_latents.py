@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from autoencoder import verify_latents
 from autoencoder.data.pixels import to_images
-from autoencoder.latents.comparing import Compared, Joined
+from autoencoder.latents.comparing import Compared
 from autoencoder.latents.peculiarities import TYPES, Measured, duplicates, far_off, rounded, rounding_error
 from autoencoder.latents.reader import Latents, manifest_digest
 from autoencoder.latents.statistics import Moments
@@ -207,6 +207,9 @@ def test_images_that_moved_are_given_and_others_are_refused(
     made: Path, copy: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     photos_there = shutil.copytree(made / "photos", tmp_path / "moved")
+    plan = json.loads((copy / "plan.json").read_text())
+    plan["segments"][0]["source"]["name"] = "/no/such/folder"
+    (copy / "plan.json").write_text(json.dumps(plan))
     edit(copy, lambda m: m["segments"][0]["source"].update(name="/no/such/folder"))
     assert verify(copy, "--decode=4") == 2
     assert "the images (/no/such/folder) are not where they were" in capsys.readouterr().err
@@ -232,21 +235,15 @@ def test_a_folder_that_is_not_finished_is_a_wrong_argument(copy: Path, tmp_path:
     assert "not finished" in capsys.readouterr().err
 
 
-def test_joined_segments_count_on() -> None:
-    class Source:
-        name, labels, in_memory, fingerprint = "s", None, True, "f"
-
-        def __init__(self, names: str) -> None:
-            self.names = names
-
-        def __len__(self) -> int:
-            return len(self.names)
-
-        def read(self, index: int) -> Any:
-            return self.names[index]
-
-    joined = Joined([Source("abc"), Source("de"), Source("f")], [0, 3, 5])  # type: ignore[list-item]
-    assert [joined.read(n) for n in range(len(joined))] == list("abcdef")
+def test_rows_of_an_appended_segment_are_compared_with_its_images(made: Path, tmp_path: Path) -> None:
+    grown = shutil.copytree(made / "photos", tmp_path / "grown")
+    encode_photos(made / "vae", grown, tmp_path / "latents")
+    photos(grown, ["ape/0a.png", "cat/1.png", "bee/9.png"], seed=7)
+    encode_photos(made / "vae", grown, tmp_path / "latents", "--append")
+    out = tmp_path / "found.json"
+    rows = len(Latents(tmp_path / "latents"))
+    assert verify(tmp_path / "latents", f"--decode={rows}", f"--out={out}") == 0
+    assert json.loads(out.read_text())["decoded"]["rows"] == rows
 
 
 # What rows are like

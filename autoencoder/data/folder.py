@@ -69,6 +69,10 @@ class FolderSource:
         """Write what opens this source without looking through the folder."""
         self._index.write(path)
 
+    def listing(self) -> pa.Table:
+        """`name` (binary, with `/`) and `bytes` of each file, in order."""
+        return self._index.table.select(["name", "bytes"])
+
     def _downloaded(self, url: str, listed: int) -> bytes:
         try:
             data = remote.read(url)

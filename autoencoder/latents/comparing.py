@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from autoencoder.latents.crops import CropBatches
 from autoencoder.latents.peculiarities import TYPES, far_off, rounded
 from autoencoder.latents.plan import Plan
 from autoencoder.latents.reader import Latents, Rows
+from autoencoder.latents.segments import PlannedImages, find
 from autoencoder.metrics import psnr
 from autoencoder.model import AutoencoderKL, decode, decoded_at_once, encode
 from autoencoder.pixel_recipe import PixelRecipe
@@ -62,20 +64,21 @@ class Compared:
 
 
 class Joined:
-    """The images of a data set's segments by their number over all."""
+    """The images of a plan, of each segment from the source that has it."""
 
     in_memory = False
 
-    def __init__(self, sources: list[Source], firsts: list[int]) -> None:
-        self._sources, self._firsts = sources, np.array(firsts)
-        self.name, self.fingerprint, self.labels = ", ".join(s.name for s in sources), sources[0].fingerprint, sources[0].labels
+    def __init__(self, plan: Plan, segments: dict[int, PlannedImages]) -> None:
+        self._firsts = np.array([segment.first_image for segment in plan.segments])
+        self._segments, self._length = [segments[k] for k in range(len(plan.segments))], plan.images
+        self.name, self.labels = ", ".join(dict.fromkeys(s.name for s in self._segments)), plan.labels
+        self.fingerprint = plan.rows_hash
 
     def __len__(self) -> int:
-        return int(self._firsts[-1]) + len(self._sources[-1])
+        return self._length
 
     def read(self, index: int) -> Record:
-        segment = int(np.searchsorted(self._firsts, index, side="right")) - 1
-        return self._sources[segment].read(index - int(self._firsts[segment]))
+        return self._segments[int(np.searchsorted(self._firsts, index, side="right")) - 1].read(index)
 
 
 @torch.inference_mode()
@@ -86,7 +89,7 @@ def compare(latents: Latents, vae: AutoencoderKL, rows: int, given: VerifyDataCo
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError("latents", str(latents.folder), f"its {PLAN} cannot be read ({error!r}), so its crops are not known") from error
     recipe, data = PixelRecipe.from_json(plan.recipe["pixels"]), _data(plan, given)
-    source = _open(latents, data, given)
+    source = _open(latents.folder, plan, data, given)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     vae = vae.to(device).eval()
     dtypes = [name for name in TYPES if TYPES[name][0] < TYPES[latents.manifest["dtype"]][0]]
@@ -139,20 +142,24 @@ def _data(plan: Plan, given: VerifyDataConfig) -> DataConfig:
     return DataConfig(source=given.source or "demo", own=given.own, zoom=zoom, flip=False, **settings, **pixels)
 
 
-def _open(latents: Latents, data: DataConfig, given: VerifyDataConfig) -> Joined:
+def _open(folder: Path, plan: Plan, data: DataConfig, given: VerifyDataConfig) -> Joined:
     """The images of every segment; ConfigError where they are others than those that were encoded."""
-    segments = latents.manifest["segments"]
     asked = open_images(data, split=data.split) if given.own.given or given.source is not None else None
-    sources: list[Source] = []
-    for segment in segments:
-        told = segment["source"]
-        fits = asked is not None and (asked.fingerprint == told["fingerprint"] or len(segments) == 1)
-        source = asked if asked is not None and fits else _reopen(told, data)
-        if source.fingerprint != told["fingerprint"]:
+    segments: dict[int, PlannedImages] = {}
+    for k, segment in enumerate(plan.segments):
+        if k in segments:
+            continue
+        source, found = asked, {} if asked is None else find(asked, segment.source, plan, folder).segments
+        # One segment has to be of what was asked for; of several, others are where they were.
+        if source is None or (k not in found and len(plan.segments) > 1):
+            source = _reopen(segment.source, data)
+            found = find(source, segment.source, plan, folder).segments
+        if k not in found:
             remedy = "their names or sizes have changed since they were encoded; give the images that were, by --data.source"
-            raise ConfigError("data.source", source.name, f"other images than those of the latents ({told['name']}): {remedy}")
-        sources.append(source)
-    return Joined(sources, [segment["first_image"] for segment in segments])
+            raise ConfigError("data.source", source.name, f"other images than those of the latents ({segment.source['name']}): {remedy}")
+        planned = PlannedImages(source, plan, found)
+        segments |= {n: planned for n in found if n not in segments}
+    return Joined(plan, segments)
 
 
 def _reopen(told: dict[str, Any], data: DataConfig) -> Source:
@@ -160,11 +167,11 @@ def _reopen(told: dict[str, Any], data: DataConfig) -> Source:
     settings = {**vars(data), "own": OwnClass(**told.get("own", {}))}
     name = told["name"].removesuffix(f" ({data.split})")
     # A source with splits is called by the folder of the split.
-    places = [Path(name).parent, Path(name)] if Path(name).name == data.split else [Path(name)]
+    places = [os.path.dirname(name), name] if os.path.basename(name) == data.split else [name]
     error: UsageError | None = None
     for place in places:
         try:
-            source = open_images(DataConfig(**{**settings, "source": str(place)}), split=data.split)
+            source = open_images(DataConfig(**{**settings, "source": place}), split=data.split)
         except UsageError as found:
             error = found
             continue

@@ -89,10 +89,28 @@ class EncodeConfig:
     """Autocast precision of the network; bf16 is quicker and rounds latents. `auto`: bf16 where the device is fast at it, else fp32."""
     seed: int = 0
     """Random crops are a function of this and of the row."""
+    only: Literal["plan", "encode", "finalize"] | None = None
+    """One stage: `plan` freezes what is to be done, `encode` makes shards of a plan, `finalize` writes the manifest; null: all of them."""
+    append: bool = False
+    """Add the images that the latents in `out` do not have yet, under the same recipe."""
+    worker: int | None = None
+    """Which of `workers` this process is, from 0; torchrun and accelerate tell it by themselves."""
+    workers: int | None = None
+    """Processes that encode this plan together, on one machine or many: shard s is worker s % workers's. Null: this one alone."""
     preflight: bool = False
     """Print rows, size and expected hours, and stop before anything is written."""
 
     def __post_init__(self) -> None:
         require(self.shard_rows >= 1, "shard_rows", self.shard_rows, "give at least 1")
         require(self.batch_size >= 1, "batch_size", self.batch_size, "give at least 1")
+        require(self.workers is None or self.workers >= 1, "workers", self.workers, "give at least 1, or null")
+        if self.workers is None:
+            require(self.worker is None, "worker", self.worker, "give --workers too: how many there are")
+        else:
+            fits = self.worker is not None and 0 <= self.worker < self.workers
+            require(fits, "worker", self.worker, f"with --workers {self.workers} give 0 to {self.workers - 1}, to each process another")
+            alone = self.only in ("plan", "finalize")
+            require(not alone, "workers", self.workers, f"one process does --only {self.only}; leave worker and workers out")
+        require(not (self.append and self.only == "finalize"), "append", self.append, "--only finalize adds no images; leave it out")
+        require(not (self.preflight and self.only), "preflight", self.preflight, "it stops before any stage; leave --only out")
         require(0 <= self.seed < 2**63, "seed", self.seed, "give an integer from 0 to 2**63 - 1")

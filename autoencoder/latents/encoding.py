@@ -1,105 +1,152 @@
-"""From a configuration to a finished folder of latents."""
+"""From a configuration to a finished folder of latents: plan, encode, finalize."""
 
-import shutil
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from autoencoder.latents import shards
+from autoencoder.latents.agreement import Agreement, agree
+from autoencoder.latents.announcing import announcement, check_room
+from autoencoder.latents.check import PLAN
 from autoencoder.latents.config import EncodeConfig
 from autoencoder.latents.crops import CropBatches
 from autoencoder.latents.folder import LatentsFolder
+from autoencoder.latents.gaps import not_done
 from autoencoder.latents.manifest import finalize
 from autoencoder.latents.network import Encoder
 from autoencoder.latents.pipeline import encode_shards, measure
 from autoencoder.latents.plan import Plan
+from autoencoder.latents.segments import PlannedImages
 from autoencoder.latents.setup import Setup, set_up
 from autoencoder.latents.table import SideTable
-from autoencoder.runtime.console import duration
-from autoencoder.runtime.device import describe
-from autoencoder.runtime.errors import ConfigError, UsageError
+from autoencoder.latents.worker import Worker
+from autoencoder.runtime.errors import UsageError
 
-SHOWN = 12
-"""Class names that the plan shows."""
+FINISHED = "finished already"
+
+Records = dict[int, dict[str, Any]]
 
 
-def encode_dataset(config: EncodeConfig, folder: LatentsFolder) -> int:
-    """Encode what has no record yet and write the manifest; returns the exit code.
+def encode_dataset(config: EncodeConfig, folder: LatentsFolder, worker: Worker) -> int:
+    """Plan what is to be encoded, encode what has no record yet, write the manifest; or of these what `only` names. Returns the exit code.
 
     Raises:
         UsageError: model, source or folder that cannot be used, another plan in the folder, too many unreadable images.
         TrainingError: latents that are not finite.
     """
-    setup = set_up(config)
-    table = SideTable(setup.source, config.data.columns, setup.plan)
-    plan = folder.agree(setup.plan)
-    for note in folder.notes:
-        print(note, file=sys.stderr)
-    records = {n: r for n in range(plan.shards) if (r := shards.read_record(folder.path, plan, n)) is not None}
-    pending = [n for n in range(plan.shards) if n not in records]
-    if pending:
-        crops = CropBatches(setup.source, plan, setup.data, [rows for n in pending for rows in plan.microbatches(n)])
-        encoder = Encoder(setup.vae, plan, setup.device)
-        speed = measure(crops, encoder)
-        workers = config.data.workers if config.data.workers is not None else 0 if setup.source.in_memory else speed.workers
-        _announce(folder, plan, setup, pending, speed.a_row(workers))
+    if config.only == "finalize":
+        plan = _planned(folder)
+        return _finish(config, folder, plan, shards.read_records(folder.path, plan), FINISHED)
+    work, records = _plan(config, folder, worker)
     if config.preflight:
-        if not pending:
-            print(f"{folder.path}: all {plan.shards} shards are done")
         return 0
-    if len(pending) == plan.shards:
-        folder.freeze(plan)
-    setup.keep_model(folder.path)
-    if pending:
-        for record in encode_shards(folder.path, plan, pending, crops, encoder, table, workers, setup.device.type == "cuda"):
-            records[record["shard"]] = record
-            _tolerate(records, config.data.max_bad, plan)
+    work.setup.keep_model(folder.path, work.plan)
+    if config.only == "plan":
+        print(f"{folder.path}: {work.plan.shards} shards are planned, {len(work.pending)} of them are to be encoded")
+        return 0
+    nothing = "nothing to append" if config.append and not work.pending else FINISHED
+    for record in work.encode():
+        records[record["shard"]] = record
+        _tolerate(records, config.data.max_bad, work.plan)
+    if config.only == "encode" or worker.shared:
+        records = shards.read_records(folder.path, work.plan)
+        left = work.plan.shards - len(records)
+        if left or config.only == "encode":
+            last = "--only finalize" if config.only == "encode" else "the worker that finds all of them done"
+            print(worker.says(f"{folder.path}: its shards are done, {left} of all {work.plan.shards} are not; {last} writes the manifest"))
+            return 0
+    return _finish(config, folder, work.plan, records, nothing)
+
+
+def _plan(config: EncodeConfig, folder: LatentsFolder, worker: Worker) -> tuple["_Work", Records]:
+    """What is to be done, announced and frozen; and the records of what is done."""
+    seen = _planned(folder) if config.only == "encode" else folder.plan()
+    setup = set_up(config, worker, seen)
+    said = False
+    while True:
+        records = {} if seen is None else shards.read_records(folder.path, seen)
+        agreed = agree(folder, setup, seen, records, append=config.append)
+        work = _Work(config, setup, agreed, records, worker)
+        if config.only == "encode" and agreed.plan != seen:
+            raise UsageError(f"{folder.path}: these images are not in its plan; run the same with --only plan first, or without --only")
+        if not said:
+            work.announce(folder)
+            said = True
+        if config.preflight or agreed.plan == seen or folder.freeze(agreed.plan, seen, agreed.files):
+            return work, records
+        # Another worker was quicker: it may have planned the same.
+        seen = folder.plan()
+
+
+class _Work:
+    """What one process is to encode."""
+
+    def __init__(self, config: EncodeConfig, setup: Setup, agreed: Agreement, records: Records, worker: Worker) -> None:
+        self.setup, self.plan = setup, agreed.plan
+        self._config, self._notes, self._worker = config, agreed.notes, worker
+        planned = PlannedImages(setup.source, agreed.plan, agreed.found)
+        self._table = SideTable(planned, config.data.columns, agreed.plan)
+        self.pending = [n for n in range(self.plan.shards) if n not in records]
+        here = [n for k in sorted(agreed.found) for n in self.plan.segments[k].numbers]
+        self._mine = [n for n in here if n not in records and worker.owns(n)]
+        if self._mine:
+            ranges = [rows for n in self._mine for rows in self.plan.microbatches(n)]
+            self._crops = CropBatches(planned, self.plan, setup.data, ranges)
+            self._encoder = Encoder(setup.vae, self.plan, setup.device)
+            self._speed = measure(self._crops, self._encoder)
+            given = config.data.workers
+            self._readers = given if given is not None else 0 if setup.source.in_memory else self._speed.workers
+
+    def announce(self, folder: LatentsFolder) -> None:
+        """Say how it goes on and, of several workers the first, what is to be done; ConfigError where the disk has no room for it."""
+        for note in (*folder.notes, *self._notes):
+            print(self._worker.says(note), file=sys.stderr)
+        if self._mine and self._worker.first:
+            seconds = self._speed.a_row(self._readers)
+            print(announcement(self.plan, self.pending, seconds=seconds, workers=self._worker.of, device=self.setup.made_with["device"]))
+        check_room(folder.path, self.plan, self.pending)
+        if self._config.preflight and not self.pending:
+            print(f"{folder.path}: all {self.plan.shards} shards are done")
+
+    def encode(self) -> Iterator[dict[str, Any]]:
+        """Commit its shards, one after the other; yields their records."""
+        if not self._mine:
+            return
+        path, pin, plan = Path(self._config.out), self.setup.device.type == "cuda", self.plan
+        rows, verb = sum(len(plan.shard(n)) for n in range(plan.shards) if self._worker.owns(n)), self._worker.says("encoded")
+        yield from encode_shards(path, plan, self._mine, self._crops, self._encoder, self._table, self._readers, pin, rows=rows, verb=verb)
+
+
+def _planned(folder: LatentsFolder) -> Plan:
+    plan = folder.plan()
+    if plan is None:
+        raise UsageError(f"{folder.path}: no {PLAN} in it; run the same with --only plan first, or without --only")
+    return plan
+
+
+def _finish(config: EncodeConfig, folder: LatentsFolder, plan: Plan, records: Records, nothing: str) -> int:
+    """Write the manifest, if there is none or another; UsageError where shards are not done."""
+    missing = [n for n in range(plan.shards) if n not in records]
+    if missing:
+        raise UsageError(f"{folder.path}: {not_done(plan, missing)}")
+    _tolerate(records, config.data.max_bad, plan)
     ordered = [records[n] for n in range(plan.shards)]
     written = finalize(folder.path, plan, ordered)
+    folder.tidy()
     bad = len({bad["image"] for record in ordered for bad in record["bad"]})
     if bad:
-        print(f"{bad} of {plan.source['images']:,} images could not be read; their rows are left out and listed in the manifest (`bad`)")
+        print(f"{bad} of {plan.images:,} images could not be read; their rows are left out and listed in the manifest (`bad`)")
     rows = sum(record["rows"] for record in ordered)
-    print(
-        f"{folder.path}: {rows:,} rows in {plan.shards} shards, written"
-        if written
-        else f"{folder.path}: finished already ({rows:,} rows); nothing to do"
-    )
+    done = f"{rows:,} rows in {plan.shards} shards, written" if written else f"{nothing} ({rows:,} rows); nothing to do"
+    print(f"{folder.path}: {done}")
     return 0
 
 
-def _tolerate(records: dict[int, dict[str, Any]], most: int, plan: Plan) -> None:
+def _tolerate(records: Records, most: int, plan: Plan) -> None:
     bad = {bad["image"]: f"{bad['name']} ({bad['reason']})" for record in records.values() for bad in record["bad"]}
     if len(bad) > most:
         raise UsageError(
-            f"{plan.images_key}: {plan.source['name']}: {len(bad)} images cannot be read, data.max_bad is {most}: "
+            f"{plan.images_key}: {plan.segments[-1].source['name']}: {len(bad)} images cannot be read, data.max_bad is {most}: "
             f"{'; '.join(list(bad.values())[:3])}; mend them, or give a larger --data.max_bad to go on without them"
-        )
-
-
-def _announce(folder: LatentsFolder, plan: Plan, setup: Setup, pending: list[int], seconds_a_row: float) -> None:
-    """Say what is to be done; ConfigError where the disk has no room for it."""
-    todo = sum(len(plan.shard(n)) for n in pending)
-    contents = "mean and log-variance" if plan.recipe["moments"] else "mean"
-    goes_on = f"; {plan.shards - len(pending)} of them are done" if len(pending) < plan.shards else ""
-    names = plan.labels or []
-    more = ", ..." if len(names) > SHOWN else ""
-    classes = f"{len(names)}: {', '.join(names[:SHOWN])}{more}" if names else "no names (labels that are numbers stay as they are)"
-    c, h, w = plan.shape
-    images = f"{plan.source['images']:,} images of {plan.source['name']} x {plan.views}"
-    print(
-        f"plan: {plan.rows:,} rows ({images}) in {plan.shards} shards{goes_on}\n"
-        f"  latents    {c} x {h} x {w}, {contents}, {plan.recipe['dtype']}, from crops of {plan.recipe['data']['resolution']} pixels\n"
-        f"  size       {plan.rows * plan.row_bytes / 2**20:,.1f} MiB, {todo * plan.row_bytes / 2**20:,.1f} of them to be written\n"
-        f"  classes    {classes}\n"
-        f"  time       {duration(todo * seconds_a_row)} at {1 / seconds_a_row:.1f} rows/s, measured\n"
-        f"  device     {describe(setup.device)}, precision {plan.recipe['precision']}"
-    )
-    existing = next(p for p in (folder.path.absolute(), *folder.path.absolute().parents) if p.exists())
-    free = shutil.disk_usage(existing).free
-    if free < todo * plan.row_bytes:
-        raise ConfigError(
-            "out",
-            str(folder.path),
-            f"{todo * plan.row_bytes / 2**30:.1f} GiB are to be written, but the disk has {free / 2**30:.1f} GiB; "
-            "give another disk, or moments=false or dtype=fp16 for half the size",
         )

@@ -1,27 +1,39 @@
-"""The folder of latents: who may write in it, whether its plan is still the same, and what is done already. Torch-free."""
+"""The folder of latents: who may write in it, its frozen plan, and what is done already. Torch-free."""
 
+import fcntl
 import json
-import shutil
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 
 from autoencoder.latents.check import MANIFEST, PLAN
-from autoencoder.latents.plan import VERSION, Plan
-from autoencoder.runtime.errors import ConfigError, UsageError
-from autoencoder.runtime.files import partial, put
+from autoencoder.latents.commit import abandoned, beside, is_partial, remove, writing
+from autoencoder.latents.plan import VERSION, Plan, digest
+from autoencoder.runtime.errors import ConfigError
+from autoencoder.runtime.files import fsync, put
 from autoencoder.runtime.lock import LOCK, Before, hold, make_folder, release
 
 VAE = "vae"
-MADE = (PLAN, VAE, "data-*", "*.partial", ".*.partial", LOCK)
+PLANNING = ".planning"
+"""Locked by who is about to change the plan."""
+MADE = (PLAN, VAE, "images-*", "index-*", "data-*", "*.partial", ".*.partial", PLANNING, LOCK)
 """What a start may have made when it is refused."""
 
 
-class LatentsFolder:
-    """A folder of latents that one process at a time encodes into; `notes` says what a user should know of how it goes on."""
+BEFORE_PLAN = ("images-*.parquet", "index-*.arrow", ".*.partial", PLANNING, LOCK)
+"""What a start may have made when it is killed before there is a plan."""
 
-    def __init__(self, path: str | Path, *, dry: bool = False) -> None:
+
+class LatentsFolder:
+    """A folder of latents that one process encodes into, or several workers; `notes` says what a user should know of how it goes on."""
+
+    def __init__(self, path: str | Path, *, dry: bool = False, shared: bool = False) -> None:
         """Take hold of a folder that is new, empty or holds latents; a `dry` start makes and changes nothing.
 
-        Raises ConfigError for a folder of something else, one that another process holds, or one that cannot be written.
+        `shared` with others who say so too; else alone. Raises ConfigError for a folder of something else, one that another process holds,
+        or one that cannot be written.
         """
         self.path, self.notes = Path(path), list[str]()
         self._lock: int | None = None
@@ -30,17 +42,22 @@ class LatentsFolder:
         if dry and not self.path.exists():
             return
         self._before = make_folder(self.path, "the latents")
-        used = {name for name in self._before.names if name != LOCK and not _is_partial(name)}
+        used = {name for name in self._before.names if not any(fnmatch(name, pattern) for pattern in BEFORE_PLAN)}
         if used and not (self.path / PLAN).is_file():
             raise ConfigError(
                 "out", str(path), f"a folder with other files and no {PLAN}, so no latents; give a folder that is new or empty"
             )
         if not dry:
-            self._lock = hold(self.path, self.notes)
-            self._alone = not self.notes
+            self._lock = hold(self.path, self.notes, shared=shared)
+            self._alone = not shared and not self.notes
             for leftover in self.path.iterdir():
-                if _is_partial(leftover.name):
-                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+                if abandoned(leftover.name):
+                    remove(leftover)
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other process can be at work here."""
+        return self._alone
 
     def close(self) -> None:
         """Let other processes have the folder."""
@@ -48,70 +65,123 @@ class LatentsFolder:
             release(self._lock)
 
     def withdraw(self) -> None:
-        """After a start that was refused: take away what it has made, unless there are shards, or the folder could not be locked."""
-        if self._before is not None and self._alone and not self._begun():
+        """After a start that was refused: take away what it has made, unless there are shards or others may be at work."""
+        if self._before is None or self._lock is None:
+            return
+        # A worker that was the only one is alone as well. Others who wait for the lock then find the folder gone, and make it.
+        alone = self._alone or (not self.notes and _only_holder(self._lock))
+        if alone and next(self.path.glob("data-*.json"), None) is None:
             self._before.restore(MADE)
 
-    def _begun(self) -> bool:
-        return next(self.path.glob("data-*.json"), None) is not None
-
-    def agree(self, plan: Plan) -> Plan:
-        """The plan that the folder's shards are of, which is `plan` where there are none yet.
-
-        Raises UsageError, naming what differs, where `plan` would give other rows.
-        """
+    def plan(self) -> Plan | None:
+        """The frozen plan, if there is one; ConfigError where it cannot be read."""
         file = self.path / PLAN
-        # A start that failed before its first shard has nothing to protect: its settings may be mended.
-        if not self._begun():
-            return plan
-        frozen = self._read(file)
-        differences = frozen.differences(plan)
-        if differences:
-            listed = "\n  ".join(f"{key}: {_short(old)} -> {_short(new)}" for key, old, new in differences)
-            raise UsageError(
-                f"{self.path} holds latents of another plan:\n  {listed}\n"
-                f"give another --out, or the old values (all of them: {file}); what may change: data.workers, data.max_bad"
-            )
-        if frozen.decoder_hash != plan.decoder_hash:
-            self.notes.append(
-                f"note: the autoencoder's decoder has changed since these latents were begun: decoder_hash {frozen.decoder_hash} -> "
-                f"{plan.decoder_hash}; {self.path / VAE} keeps the first one"
-            )
-        changed = [f"{k}: {v} -> {plan.made_with.get(k)}" for k, v in frozen.made_with.items() if plan.made_with.get(k) != v]
-        if changed and not (self.path / MANIFEST).is_file():
-            self.notes.append(f"note: shards encoded from here on may differ in their last bits ({', '.join(changed)})")
-        return frozen
-
-    def freeze(self, plan: Plan) -> None:
-        """Write `plan` down, before the first shard; what a failed start with another one left goes."""
-        file, text = self.path / PLAN, json.dumps(plan.to_json(), indent=1)
-        if file.is_file() and file.read_text(encoding="utf-8") == text:
-            return
-        (self.path / MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(self.path / VAE, ignore_errors=True)
-        for leftover in self.path.glob("data-*"):
-            leftover.unlink()
-        partial(file).write_text(text, encoding="utf-8")
-        put(file)
-
-    def _read(self, file: Path) -> Plan:
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
             version = content["version"]
-            frozen = Plan.from_json(content)
+            if version != VERSION:
+                raise ConfigError(
+                    "out", str(self.path), f"its {PLAN} has version {version}, this program writes {VERSION}; give another folder"
+                )
+            told = content.pop("sha256")
+            if told != digest(content):
+                raise ConfigError(
+                    "out", str(self.path), f"its {PLAN} has been edited (its sha256 does not fit); put it back, or give another folder"
+                )
+            return Plan.from_json(content)
+        except FileNotFoundError:
+            return None
+        except ConfigError:
+            raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError("out", str(self.path), f"its {PLAN} cannot be read ({error!r}); give another folder") from error
-        if version != VERSION:
-            raise ConfigError(
-                "out", str(self.path), f"its {PLAN} has version {version}, this program writes {VERSION}; give another folder"
-            )
-        return frozen
+
+    def begun(self, plan: Plan) -> bool:
+        """Whether a shard of the plan's last segment is done."""
+        return any(self.shard_file(number, "json").is_file() for number in plan.segments[-1].numbers)
+
+    def shard_file(self, number: int, ending: str) -> Path:
+        """A file of a shard."""
+        return self.path / f"data-{number:05d}.{ending}"
+
+    def freeze(self, plan: Plan, seen: Plan | None, files: Mapping[str, Callable[[Path], object]]) -> bool:
+        """Write `plan` down, and by their functions `files` beside it, where the frozen plan still is the one that was `seen`; else False.
+
+        Shards that are not of `plan` go: only who is `alone` may leave segments of `seen` out.
+        """
+        file = self.path / PLAN
+        with writing(file), self._planning():
+            if self.plan() != seen:
+                return False
+            kept = 0 if seen is None else _common(seen, plan)
+            if seen is not None and kept < len(seen.segments):
+                assert self._alone
+                self._clear("data-*", seen.segments[kept].first_shard)
+                if not kept:
+                    remove(self.path / MANIFEST)
+                    remove(self.path / VAE)
+            for listing in ("images-*", "index-*"):
+                self._clear(listing, kept)
+            for name, write in files.items():
+                with writing(self.path / name):
+                    write(beside(self.path / name))
+                    put(self.path / name, beside(self.path / name))
+            beside(file).write_text(json.dumps(plan.to_json(), indent=1), encoding="utf-8")
+            if seen is None:
+                return _put_first(file)
+            put(file, beside(file))
+        return True
+
+    def tidy(self) -> None:
+        """Once all is done: what processes have left half written goes, whoever's it is."""
+        with self._planning():
+            for leftover in self.path.iterdir():
+                if is_partial(leftover.name):
+                    remove(leftover)
+
+    def _clear(self, pattern: str, first: int) -> None:
+        """Take away files of shards or segments that are numbered from `first` on."""
+        for leftover in self.path.glob(pattern):
+            number = leftover.name.partition("-")[2].partition(".")[0]
+            if number.isdecimal() and int(number) >= first:
+                remove(leftover)
+
+    @contextmanager
+    def _planning(self) -> Iterator[None]:
+        """One process at a time, for a moment; where files cannot be locked the renames alone must do."""
+        lock = os.open(self.path / PLANNING, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            with suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
 
 
-def _is_partial(name: str) -> bool:
-    return name.startswith(".") and name.endswith(".partial")
+def _put_first(file: Path) -> bool:
+    """Give a file its name unless another process has done so."""
+    fsync(beside(file))
+    try:
+        os.link(beside(file), file)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without links
+        put(file, beside(file))
+    fsync(file.parent)
+    return True
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."
+def _common(seen: Plan, plan: Plan) -> int:
+    """How many segments of `seen` stay in `plan`."""
+    if (seen.recipe, seen.shapes) != (plan.recipe, plan.shapes):
+        return 0
+    same = [a == b for a, b in zip(seen.segments, plan.segments, strict=False)]
+    return next((k for k, equal in enumerate(same) if not equal), len(same))
+
+
+def _only_holder(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -26,16 +26,26 @@ MEASURED_SECONDS = 2.0
 
 
 def encode_shards(
-    folder: Path, plan: Plan, pending: list[int], crops: CropBatches, encoder: Encoder, table: SideTable, workers: int, pin: bool
+    folder: Path,
+    plan: Plan,
+    pending: list[int],
+    crops: CropBatches,
+    encoder: Encoder,
+    table: SideTable,
+    workers: int,
+    pin: bool,
+    *,
+    rows: int,
+    verb: str = "encoded",
 ) -> Iterator[dict[str, Any]]:
-    """Commit the pending shards, one after the other; yields their records.
+    """Commit the pending shards, one after the other; yields their records. `rows` are this process's, those that are done included.
 
     A shard is written while the next one is encoded. What goes wrong in either ends both, once the shard that is being written is whole.
     """
     watch = Stopwatch("encoding")
     batches = watch.each("reading", load_batches(crops, range(len(crops)), workers, pin))
     todo = sum(len(plan.shard(n)) for n in pending)
-    progress = Progress(plan.rows, plan.rows - todo, watch=watch)
+    progress = Progress(rows, rows - todo, verb=verb, watch=watch)
     finished = False
     try:
         with ThreadPoolExecutor(1, "writer") as writer, encoder.lanes.in_order(encoder, batches) as encoded:
@@ -54,7 +64,7 @@ def encode_shards(
                     with watch.stage("writing"):
                         record = written.result()
                     yield record
-                written = writer.submit(_write, folder, plan, shard, whole)
+                written = writer.submit(shards.write, folder, plan, shard, whole)
             if written is not None:
                 with watch.stage("writing"):
                     record = written.result()
@@ -102,17 +112,6 @@ def measure(crops: CropBatches, encoder: Encoder) -> Speed:
     reading = (read - start) / count
     shared = reading / (lanes.count * lanes.threads) if encoder.on_cpu else 0.0
     return Speed(reading, (end - read) / (count * lanes.count), shared)
-
-
-def _write(folder: Path, plan: Plan, shard: int, encoded: shards.Encoded) -> dict[str, Any]:
-    try:
-        return shards.write(folder, plan, shard, encoded)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UsageError(
-            f"{folder}: {shards.names(shard)[0]} cannot be written ({reason}); mend that and run the same command again: it goes on after "
-            "the shards that are done"
-        ) from error
 
 
 def _without_pixels(batch: Batch) -> Batch:

@@ -1,5 +1,7 @@
 """What an encoding starts from: network, images, device, and the plan that follows from them."""
 
+import errno
+import json
 import shutil
 import sys
 from dataclasses import dataclass
@@ -7,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from autoencoder import artifact
 from autoencoder.config import DataConfig
@@ -14,18 +17,21 @@ from autoencoder.data.sources import Source, open_images
 from autoencoder.data_config import images_key
 from autoencoder.experimental.saved import has_flow_posterior
 from autoencoder.identity import identity
+from autoencoder.latents.commit import beside, writing
 from autoencoder.latents.config import EncodeConfig
 from autoencoder.latents.folder import VAE
+from autoencoder.latents.listing import index_name
 from autoencoder.latents.network import lanes_of
 from autoencoder.latents.plan import Plan
+from autoencoder.latents.worker import Worker
 from autoencoder.model import AutoencoderKL, downsampling, narrow
 from autoencoder.model_path import folder_of
 from autoencoder.obeying import obeying
 from autoencoder.pretrained import open_pretrained
 from autoencoder.runtime.config_file import plain
 from autoencoder.runtime.device import choose_precision, describe
-from autoencoder.runtime.errors import ConfigError
-from autoencoder.runtime.files import partial, put
+from autoencoder.runtime.errors import ConfigError, UsageError
+from autoencoder.runtime.files import put
 from autoencoder.runtime.versions import versions
 
 
@@ -33,30 +39,52 @@ from autoencoder.runtime.versions import versions
 class Setup:
     """What `set_up` found."""
 
+    model: str
+    """As it was given."""
     vae: AutoencoderKL
     source: Source
     data: DataConfig
     device: torch.device
-    plan: Plan
+    base: Plan
+    """The plan as configured, without images."""
+    told: dict[str, Any]
+    """The source as a plan's segment tells of it."""
+    made_with: dict[str, Any]
+    """Versions, device and threads of this process."""
     preprocessing: dict[str, Any]
     likelihood: Path | None
     """The likelihood's file beside the model, if there is one."""
 
-    def keep_model(self, folder: Path) -> None:
-        """Write `vae/` into the folder of latents, where it is not there yet: whole or not at all, never folded."""
+    def keep_model(self, folder: Path, plan: Plan) -> None:
+        """Write `vae/` into the folder of latents, where it is not there yet: whole or not at all, never folded.
+
+        Raises ConfigError where it is missing and the decoder is not the plan's.
+        """
         kept = folder / VAE
         if kept.is_dir():
             return
-        beside = partial(kept)
-        shutil.rmtree(beside, ignore_errors=True)
-        artifact.save_autoencoder(self.vae, beside, preprocessing=self.preprocessing, likelihood=None)
-        if self.likelihood is not None:
-            shutil.copyfile(self.likelihood, beside / artifact.LIKELIHOOD)
-        put(kept)
+        if self.base.decoder_hash != plan.decoder_hash:
+            remedy = (
+                f"{kept} is missing, and this one's decoder is not the plan's (decoder_hash {plan.decoder_hash}); give the model that is"
+            )
+            raise ConfigError("model", self.model, remedy)
+        with writing(kept):
+            partial = beside(kept)
+            try:
+                artifact.save_autoencoder(self.vae, partial, preprocessing=self.preprocessing, likelihood=None)
+                if self.likelihood is not None:
+                    shutil.copyfile(self.likelihood, partial / artifact.LIKELIHOOD)
+                put(kept, partial)
+            except SafetensorError as error:
+                raise OSError(errno.ENOSPC if "os error 28" in str(error) else errno.EIO, str(error)) from error
+            except OSError:
+                # Another worker was first.
+                if not kept.is_dir():
+                    raise
 
 
-def set_up(config: EncodeConfig) -> Setup:
-    """Load the model, open the images and plan the rows; UsageError for whatever cannot be used."""
+def set_up(config: EncodeConfig, worker: Worker, frozen: Plan | None) -> Setup:
+    """Load the model and open the images; UsageError for whatever cannot be used. `precision: auto` is that of a `frozen` plan."""
     opened = open_pretrained(config.model, subfolder=config.subfolder, revision=config.revision, variant=config.variant)
     vae, known = narrow(opened.vae), opened.preprocessing
     found = folder_of(config.model, config.subfolder)
@@ -68,9 +96,11 @@ def set_up(config: EncodeConfig) -> Setup:
     data = _crops(config, vae, known)
     own = config.data.own
     with obeying(artifact.pixels_of(vae, known), config.model, key=images_key(own), given=config.data.given):
-        source = open_images(data, split=config.data.split)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = choose_precision(config.precision, device, "precision")
+        listed = _opened_by_index(config, data, frozen) if (worker.shared or config.only == "encode") and not config.append else None
+        source = listed or open_images(data, split=config.data.split)
+    device = _device(worker)
+    asked_precision = frozen.recipe["precision"] if frozen is not None and config.precision == "auto" else config.precision
+    precision = choose_precision(asked_precision, device, "precision")
     told: dict[str, Any] = known or artifact.preprocessing(data, 256)
     preprocessing: dict[str, Any] = {key: told[key] for key in ("pixels", "crops", "preview") if key in told}
     if not opened.scale_known:
@@ -79,28 +109,54 @@ def set_up(config: EncodeConfig) -> Setup:
     settings = {key: plain(getattr(data, key)) for key in ("split", "resolution", "resize", "filter", "crop", "zoom")}
     asked = {key: getattr(config.data, key) for key in ("crops", "image_column", "label_column", "columns")}
     side = data.resolution // downsampling(vae)
-    threads = lanes_of(vae, device, data.resolution, config.batch_size).threads
-    plan = Plan(
-        recipe={
-            "encoder_hash": hashes.encoder_hash,
-            "pixels": preprocessing["pixels"],
-            "data": {**settings, **asked},
-            **{key: getattr(config, key) for key in ("mirrors", "seed", "moments", "dtype", "batch_size", "shard_rows")},
-            "precision": precision,
-        },
-        source={
-            "name": source.name,
-            "fingerprint": source.fingerprint,
-            "images": len(source),
-            **({"own": own.to_json()} if own.given else {}),
-        },
+    recipe = {
+        "encoder_hash": hashes.encoder_hash,
+        "pixels": preprocessing["pixels"],
+        "data": {**settings, **asked},
+        **{key: getattr(config, key) for key in ("mirrors", "seed", "moments", "dtype", "batch_size", "shard_rows")},
+        "precision": precision,
+    }
+    # As JSON has it, so that it equals itself read again: a tuple comes back as a list.
+    base = Plan.of(
+        json.loads(json.dumps(recipe)),
         shape=(int(vae.config["latent_channels"]), side, side),
         labels=source.labels,
         decoder_hash=hashes.decoder_hash,
-        made_with={**versions(), "device": describe(device, threads)},
     )
+    whose = {"own": own.to_json()} if own.given else {}
+    told_source = {"name": source.name, "fingerprint": source.fingerprint, "images": len(source), **whose}
+    threads = lanes_of(vae, device, data.resolution, config.batch_size).threads
+    made_with = {**versions(), "device": describe(device, threads)}
     likelihood = None if found is None else found / artifact.LIKELIHOOD
-    return Setup(vae, source, data, device, plan, preprocessing, likelihood if likelihood and likelihood.is_file() else None)
+    likelihood = likelihood if likelihood and likelihood.is_file() else None
+    return Setup(config.model, vae, source, data, device, base, told_source, made_with, preprocessing, likelihood)
+
+
+def _opened_by_index(config: EncodeConfig, data: DataConfig, frozen: Plan | None) -> Source | None:
+    """The images as the plan has listed them, so that not each of many workers looks for millions of files; None where it has not."""
+    if frozen is None or config.data.own.given:
+        return None
+    for number in reversed(range(len(frozen.segments))):
+        index = Path(config.out) / index_name(number)
+        if not index.is_file():
+            continue
+        try:
+            source = open_images(data, split=config.data.split, index=index)
+        # Of a source of another kind, or made with other settings.
+        except UsageError:
+            continue
+        if source.name == frozen.segments[number].source["name"]:
+            return source
+    return None
+
+
+def _device(worker: Worker) -> torch.device:
+    """A GPU for each worker of this machine, in turn."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", worker.place % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
 
 
 def _crops(config: EncodeConfig, vae: AutoencoderKL, known: dict[str, Any] | None) -> DataConfig:

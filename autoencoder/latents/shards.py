@@ -1,6 +1,7 @@
 """One shard: latents, side table and record, committed so that a record means that both are whole."""
 
 import hashlib
+import io
 import json
 import os
 from dataclasses import dataclass
@@ -12,11 +13,12 @@ import pyarrow
 import pyarrow.parquet
 from safetensors.numpy import save
 
-from autoencoder.latents.plan import Plan
-from autoencoder.latents.reader import Shard
+from autoencoder.latents.commit import beside, writing
+from autoencoder.latents.plan import Plan, digest
+from autoencoder.latents.reader import LatentsError, Shard
 from autoencoder.latents.statistics import Moments
 from autoencoder.runtime.errors import TrainingError
-from autoencoder.runtime.files import partial, put
+from autoencoder.runtime.files import put
 
 
 @dataclass(frozen=True)
@@ -36,45 +38,72 @@ def names(shard: int) -> tuple[str, str, str]:
 
 
 def write(folder: Path, plan: Plan, shard: int, encoded: Encoded) -> dict[str, Any]:
-    """Commit a shard and return its record. What is written is a function of the arguments alone: no times, no names of machines."""
+    """Commit a shard and return its record. What is written is a function of the arguments alone: no times, no names of machines.
+
+    Each file is written beside, on the disk and looked at again before it gets its name; the record comes last. Where another process
+    has committed the same shard meanwhile, what it wrote stays. Raises ConfigError where the disk is full.
+    """
     latents, table, record = (folder / name for name in names(shard))
+    try:
+        with writing(latents, table, record):
+            return _write(latents, table, record, plan, shard, encoded)
+    except (FileNotFoundError, LatentsError) as error:
+        # Who finds all shards done takes away what is left half written: then this one is.
+        done = read_record(folder, plan, shard)
+        if done is None:
+            raise TrainingError(f"{latents} could not be written ({error}); check the disk, and run the same command again") from error
+        return done
+
+
+def _write(latents: Path, table: Path, record: Path, plan: Plan, shard: int, encoded: Encoded) -> dict[str, Any]:
     # Several keys of metadata would come out in random order.
     tensors = {name: np.ascontiguousarray(value) for name, value in encoded.tensors.items()}
-    partial(latents).write_bytes(save(tensors, metadata={"encoder_hash": plan.recipe["encoder_hash"]}))
-    _check_written(partial(latents), tensors)
-    pyarrow.parquet.write_table(encoded.table, partial(table), compression="zstd")
+    beside(latents).write_bytes(save(tensors, metadata={"encoder_hash": plan.recipe["encoder_hash"]}))
+    _check_written(beside(latents), tensors)
+    in_memory = io.BytesIO()
+    pyarrow.parquet.write_table(encoded.table, in_memory, compression="zstd")
+    beside(table).write_bytes(in_memory.getbuffer())
     rows = plan.shard(shard)
-    told = {
+    told: dict[str, Any] = {
         "shard": shard,
         "first_row": rows.start,
         "last_row": rows.stop - 1,
         "rows": len(tensors["id"]),
-        "shape": list(plan.shape),
-        "fingerprint": plan.source["fingerprint"],
+        "shape": list(tensors["mean"].shape[1:]),
         "recipe_hash": plan.recipe_hash,
-        "files": {path.name: _size_and_digest(partial(path)) for path in (latents, table)},
+        "fingerprint": plan.segment_of(shard).source["fingerprint"],
+        "files": {path.name: _size_and_digest(beside(path)) for path in (latents, table)},
         "moments": Moments.of(tensors["mean"], tensors.get("logvar")).to_json(),
         "bad": encoded.bad,
     }
-    put(latents)
-    put(table)
-    partial(record).write_text(json.dumps(told, indent=1), encoding="utf-8")
-    put(record)
+    told["sha256"] = digest(told)
+    # Of two who did it on unlike hardware the first stays: its files are not to be mixed with others.
+    if (done := read_record(latents.parent, plan, shard)) is not None:
+        return done
+    put(latents, beside(latents))
+    put(table, beside(table))
+    beside(record).write_text(json.dumps(told, indent=1), encoding="utf-8")
+    put(record, beside(record))
     return told
 
 
 def read_record(folder: Path, plan: Plan, shard: int) -> dict[str, Any] | None:
-    """The record of a shard that is done: it is of this plan, and its files have the recorded sizes. Else None."""
+    """The record of a shard that is done: it is whole, of this plan, and its files have the recorded sizes. Else None."""
     try:
         record: dict[str, Any] = json.loads((folder / names(shard)[2]).read_text(encoding="utf-8"))
+        content = {key: value for key, value in record.items() if key != "sha256"}
+        rows, fingerprint = plan.shard(shard), plan.segment_of(shard).source["fingerprint"]
+        wanted = (shard, plan.recipe_hash, fingerprint, rows.start, rows.stop - 1, digest(content))
+        told = tuple(record[key] for key in ("shard", "recipe_hash", "fingerprint", "first_row", "last_row", "sha256"))
         whole = all(os.stat(folder / name).st_size == record["files"][name]["bytes"] for name in names(shard)[:2])
-        rows = plan.shard(shard)
-        ours = (record["recipe_hash"], record["first_row"], record["last_row"]) == (plan.recipe_hash, rows.start, rows.stop - 1)
-        ours = ours and record["fingerprint"] == plan.source["fingerprint"]
-        Moments.from_json(record["moments"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return record if whole and ours else None
+    return record if whole and told == wanted else None
+
+
+def read_records(folder: Path, plan: Plan) -> dict[int, dict[str, Any]]:
+    """The records of all shards that are done."""
+    return {n: record for n in range(plan.shards) if (record := read_record(folder, plan, n)) is not None}
 
 
 def _check_written(path: Path, tensors: dict[str, np.ndarray]) -> None:

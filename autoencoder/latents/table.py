@@ -3,22 +3,23 @@
 import numpy as np
 import pyarrow
 
-from autoencoder.data.sources import Source, WithColumns
+from autoencoder.data.sources import WithColumns
 from autoencoder.latents.plan import Plan
+from autoencoder.latents.segments import PlannedImages
 from autoencoder.runtime.errors import ConfigError
 
 OURS = ("row", "image", "view", "name")
 
 
 class SideTable:
-    """Columns `row` (the latents' `id`), `image` (its number in the source), `view` and `name`, and those that the source carries.
+    """Columns `row` (the latents' `id`), `image` (its number in the plan), `view` and `name`, and those that the source carries.
 
     A column of the source with one of these names becomes `source_NAME`. ConfigError for columns that the source does not have.
     """
 
-    def __init__(self, source: Source, columns: list[str] | None, plan: Plan) -> None:
-        self._views = plan.views
-        self._source: WithColumns | None = source if isinstance(source, WithColumns) else None
+    def __init__(self, planned: PlannedImages, columns: list[str] | None, plan: Plan) -> None:
+        self._views, self._planned = plan.views, planned
+        self._source: WithColumns | None = planned.source if isinstance(planned.source, WithColumns) else None
         self._others: list[str] = []
         if self._source is not None:
             self._others = self._source.others(columns, "data.columns")
@@ -34,7 +35,8 @@ class SideTable:
             "name": pyarrow.array(names, pyarrow.string()),
         }
         if self._source is not None and self._others:
-            carried = self._source.columns(images, self._others)
+            places = np.array([self._planned.index(image) for image in images.tolist()], dtype=np.int64)
+            carried = self._source.columns(places, self._others)
             for name in self._others:
                 columns[f"source_{name}" if name in OURS else name] = carried[name]
         return pyarrow.table(columns)

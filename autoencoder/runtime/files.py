@@ -16,9 +16,10 @@ def partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
-def put(path: Path) -> None:
-    """Rename `partial(path)`, a file or a folder of files, to `path`, its content on the disk: whole or not there after a power cut."""
-    beside = partial(path)
+def put(path: Path, beside: Path | None = None) -> None:
+    """Rename `beside` (None: `partial(path)`), a file or a folder of files, to `path`, its content on the disk: whole or not there after a
+    power cut."""
+    beside = beside or partial(path)
     for file in beside.iterdir() if beside.is_dir() else []:
         fsync(file)
     fsync(beside)

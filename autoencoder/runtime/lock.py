@@ -57,8 +57,9 @@ def make_folder(path: Path, purpose: str) -> Before:
         raise ConfigError("out", str(path), f"cannot be made or read ({error.strerror}); give a folder that can be written") from error
 
 
-def hold(path: Path, notes: list[str]) -> int:
-    """An exclusive lock on the folder, which ends with this process at the latest; `notes` gets one where it cannot be locked.
+def hold(path: Path, notes: list[str], *, shared: bool = False) -> int:
+    """A lock on the folder, exclusive or `shared` with those who ask for it so, which ends with this process at the latest; `notes` gets
+    one where it cannot be locked.
 
     Raises ConfigError where another process holds it, or where it cannot be written.
     """
@@ -67,15 +68,18 @@ def hold(path: Path, notes: list[str]) -> int:
     except OSError as error:
         raise ConfigError("out", str(path), f"cannot be written ({error.strerror}); give a folder that can be written") from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError as error:
         holder = os.pread(lock, 200, 0).decode(errors="replace").strip() or "another process"
         os.close(lock)
         raise ConfigError("out", str(path), f"in use by {holder}; wait for it, stop it, or give another folder") from error
     except OSError as error:
         notes.append(f"{path} cannot be locked ({error.strerror}): see to it that no other process writes there")
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    try:
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    except OSError:  # a full disk: it is only what others read
+        pass
     _held.append(lock)
     return lock
 

@@ -8,7 +8,6 @@ from typing import Any
 import pyarrow as pa
 
 from autoencoder.runtime.errors import UsageError
-from autoencoder.runtime.files import partial, put
 
 VERSION = 1
 _CHUNK = 2**14
@@ -40,9 +39,8 @@ class Index:
         return cls(table, facts, path)
 
     def write(self, path: Path) -> None:
-        """Write it as an Arrow IPC file, uncompressed: whole or not at all."""
-        write_table(self.table.replace_schema_metadata({_FACTS: json.dumps({**self.facts, "version": VERSION})}), partial(path))
-        put(path)
+        """Write it as an Arrow IPC file, uncompressed."""
+        write_table(self.table.replace_schema_metadata({_FACTS: json.dumps({**self.facts, "version": VERSION})}), path)
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
