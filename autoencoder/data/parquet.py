@@ -203,7 +203,8 @@ def _index(location: Location, config: DataConfig, key: str) -> Index:
                 elif not schema.equals(first):
                     remedy = f"{file.path} has columns other than those of {files[0].path}: {_difference(schema, first)}; give one of them"
                     raise ConfigError(key, location.paths, remedy)
-                image = [c for c in range(footer.num_columns) if footer.schema.column(c).path.split(".")[0] == facts["image"]]
+                # A column's own name may have dots as well as the way to what it holds.
+                image = [c for c in range(footer.num_columns) if f"{footer.schema.column(c).path}.".startswith(f"{facts['image']}.")]
                 for group in range(footer.num_row_groups):
                     of = footer.row_group(group)
                     if of.num_rows:
