@@ -287,3 +287,12 @@ def test_names_that_make_a_field_of_every_member_are_refused(tmp_path: pathlib.P
     (tmp_path / "a.tar").write_bytes(tar([(f"{k}.{k:04d}.png", FILES[0]) for k in range(samples.MOST_FIELDS + 1)]))
     with pytest.raises(ConfigError, match=r"a.tar has fields .* like '0500.png', and more than 500 of them"):
         opened(tmp_path)
+
+
+def test_a_tar_packed_in_another_order_is_another_source(tmp_path: pathlib.Path) -> None:
+    members_there = samples_of(0, 5)
+    fingerprints = set()
+    for packed in (members_there, members_there[::-1], members_there):
+        (tmp_path / "a.tar").write_bytes(tar(packed))
+        fingerprints.add((opened(tmp_path).fingerprint, (tmp_path / "a.tar").stat().st_size))
+    assert len(fingerprints) == 2 and len({size for _, size in fingerprints}) == 1

@@ -335,3 +335,19 @@ def test_without_its_plan_nothing_is_mended(copy: Path, damage: Callable[[Path],
 def test_a_report_goes_into_a_file_not_a_folder(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert verify(copy, f"--out={tmp_path}") == 2
     assert "a folder; give the name of a JSON file" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_shard_without_a_row_is_whole_and_forged_moments_are_damage(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos(tmp_path / "photos", NAMES[:4])
+    (tmp_path / "photos" / NAMES[3]).write_bytes(b"no image")
+    latents = encode_photos(made / "vae", tmp_path / "photos", tmp_path / "latents", "--shard_rows=3")
+    assert verify(latents, "--decode=2") == 0
+    file = latents / "data-00001.json"
+    record = json.loads(file.read_text())
+    assert record["rows"] == 0
+    file.write_text(json.dumps(record | {"moments": record["moments"] | {"count": 64}}))
+    assert verify(latents) == 1
+    assert "data-00001.json: its moments are not those of the rows" in capsys.readouterr().err
