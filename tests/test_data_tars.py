@@ -273,6 +273,11 @@ def test_names_of_compressed_tars_are_refused_with_the_remedy(tmp_path: pathlib.
         open_images(DataConfig(source=str(tmp_path / name)), split="train")
 
 
+def test_a_name_may_have_the_end_of_a_line_in_it(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar([("a\nb/c.png", FILES[0]), ("d\n.png", FILES[1])]))
+    assert [opened(tmp_path).read(k).id for k in range(2)] == ["0:a\nb/c.png", "1:d\n.png"]
+
+
 def test_an_empty_label_is_none_and_one_beyond_32_bits_is_refused(tmp_path: pathlib.Path) -> None:
     (tmp_path / "a.tar").write_bytes(tar([*samples_of(0, 2, cls="1{k}"), ("002.png", FILES[2]), ("002.cls", b" ")]))
     source = opened(tmp_path)

@@ -243,3 +243,13 @@ def test_names_need_not_be_utf8(setting: Path, tmp_path: Path) -> None:
     assert encode.main(argv) == 0
     assert pyarrow.parquet.read_table(tmp_path / "latents" / "data-00000.parquet")["name"].to_pylist() == ["a.png"] * 2 + ["?.png"]
     assert encode.main(argv) == 0
+
+
+def test_who_mends_a_finished_folder_says_what_it_did(setting: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert encode.main(arguments(setting, tmp_path)) == 0
+    (tmp_path / "data-00002.json").unlink()
+    capsys.readouterr()
+    assert encode.main(arguments(setting, tmp_path)) == 0
+    assert capsys.readouterr().out.endswith("38 rows in 8 shards, written\n")
+    assert encode.main(arguments(setting, tmp_path)) == 0
+    assert capsys.readouterr().out.endswith("finished already (38 rows); nothing to do\n")

@@ -46,7 +46,7 @@ def encode_dataset(config: EncodeConfig, folder: LatentsFolder, worker: Worker) 
     if config.only == "plan":
         print(f"{folder.path}: {work.plan.shards} shards are planned, {len(work.pending)} of them are to be encoded")
         return 0
-    nothing = "nothing to append" if config.append and not work.pending else FINISHED
+    nothing, begun = "nothing to append" if config.append and not work.pending else FINISHED, len(records)
     bad = _unreadable(records)
     # Closed here, so that no shard is being written any more when the folder is let go.
     with closing(work.encode()) as encoded:
@@ -61,7 +61,7 @@ def encode_dataset(config: EncodeConfig, folder: LatentsFolder, worker: Worker) 
             last = "--only finalize" if config.only == "encode" else "the worker that finds all of them done"
             print(worker.says(f"{folder.path}: its shards are done, {left} of all {work.plan.shards} are not; {last} writes the manifest"))
             return 0
-    return _finish(config, folder, work.plan, records, nothing)
+    return _finish(config, folder, work.plan, records, nothing if begun == work.plan.shards else None)
 
 
 def _plan(config: EncodeConfig, folder: LatentsFolder, worker: Worker) -> tuple["_Work", Records]:
@@ -130,8 +130,9 @@ def _planned(folder: LatentsFolder) -> Plan:
     return plan
 
 
-def _finish(config: EncodeConfig, folder: LatentsFolder, plan: Plan, records: Records, nothing: str) -> int:
-    """Write the manifest, if there is none or another; UsageError where shards are not done."""
+def _finish(config: EncodeConfig, folder: LatentsFolder, plan: Plan, records: Records, nothing: str | None) -> int:
+    """Write the manifest, if there is none or another; UsageError where shards are not done. `nothing` is what to say of a start that had
+    nothing to do, None of one that had."""
     missing = [n for n in range(plan.shards) if n not in records]
     if missing:
         raise UsageError(f"{folder.path}: {not_done(plan, missing)}")
@@ -148,7 +149,8 @@ def _finish(config: EncodeConfig, folder: LatentsFolder, plan: Plan, records: Re
     if bad:
         print(f"{len(bad)} of {plan.images:,} images could not be read; their rows are left out and listed in the manifest (`bad`)")
     rows = sum(record["rows"] for record in ordered)
-    done = f"{rows:,} rows in {plan.shards} shards, written" if written else f"{nothing} ({rows:,} rows); nothing to do"
+    idle = nothing is not None and not written
+    done = f"{nothing} ({rows:,} rows); nothing to do" if idle else f"{rows:,} rows in {plan.shards} shards, written"
     print(f"{folder.path}: {done}")
     return 0
 

@@ -57,7 +57,7 @@ def members_of(tar: Listed, key: str) -> pa.Table:
 
 def parted(name: str) -> tuple[str, str] | None:
     """Key and field of a member's name; None for hidden files and those without an ending."""
-    found = re.fullmatch(r"((?:.*/)?[^./][^./]*)\.([^/]+)", name)
+    found = re.fullmatch(r"((?:.*/)?[^./][^./]*)\.([^/]+)", name, re.DOTALL)
     return None if found is None or found[1].rpartition("/")[2].startswith("__") else (found[1], found[2])
 
 

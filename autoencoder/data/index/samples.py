@@ -30,7 +30,7 @@ Sample = dict[str, tuple[int, int, bytes | None]]
 def index_tars(location: Location, image_column: str | None, label_column: str | None, key: str) -> Index:
     """One row a sample: number of the tar, name, place of image and label; and of each other field a column `.FIELD` of its place."""
     files = stat_files(location)
-    room = key.rpartition(".")[0]
+    room = key[: key.rfind(".") + 1]
     tables, fields = [], dict[str, None]()
     with ThreadPoolExecutor(min(_READERS, len(files))) as pool:
         for number, members in enumerate(told(_in_order(pool, files, key), "tars", of=len(files))):
@@ -42,12 +42,12 @@ def index_tars(location: Location, image_column: str | None, label_column: str |
             tables.append(_samples(members, number, found, image_column, label_column, room))
     if image_column is not None and image_column not in fields:
         columns = ", ".join(name for name in fields if is_image(name)) or "none"
-        raise ConfigError(f"{room}.image_column", image_column, f"columns that can hold images: {columns}")
+        raise ConfigError(f"{room}image_column", image_column, f"columns that can hold images: {columns}")
     table = pa.concat_tables(tables, promote_options="default")
     if table["offset"].null_count == table.num_rows:
-        raise ConfigError(f"{room}.image_column", image_column, f"no column holds images, among {', '.join(fields) or 'none'}")
-    label = _label_field(fields, label_column, f"{room}.label_column")
-    numbers, classes = _labels(table["label_text"] if label else None, table.num_rows, label_column, f"{room}.label_column")
+        raise ConfigError(f"{room}image_column", image_column, f"no column holds images, among {', '.join(fields) or 'none'}")
+    label = _label_field(fields, label_column, f"{room}label_column")
+    numbers, classes = _labels(table["label_text"] if label else None, table.num_rows, label_column, f"{room}label_column")
     table = table.drop_columns(["label_text"]).append_column("label", pa.array(numbers, pa.int32()))
     facts = {
         "files": files_told(files, location),
@@ -132,7 +132,7 @@ def _class_name(name: bytes, field: str, sample: Sample, room: str) -> bytes:
     text = sample[field][2]
     if text is None:
         remedy = f"{name.decode(errors='replace')}.{field} has {sample[field][1]:,} bytes; class names and numbers have {SHORT} at most"
-        raise ConfigError(f"{room}.label_column", field, remedy)
+        raise ConfigError(f"{room}label_column", field, remedy)
     return text
 
 
@@ -140,7 +140,7 @@ def _only_image(name: bytes, sample: Sample, room: str) -> str | None:
     images = [field for field in sample if is_image(field)]
     if len(images) > 1:
         remedy = f"columns that can hold images: {', '.join(images)} (of {name.decode(errors='replace')}); give one of them"
-        raise ConfigError(f"{room}.image_column", None, remedy)
+        raise ConfigError(f"{room}image_column", None, remedy)
     return images[0] if images else None
 
 
