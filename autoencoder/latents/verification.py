@@ -59,7 +59,7 @@ def verify_latents(config: VerifyConfig) -> int:
         return 0
     for one in damage:
         print(one, file=sys.stderr)
-    print(f"{folder}: {len(damage)} {'thing is' if len(damage) == 1 else 'things are'} not as they should be", file=sys.stderr)
+    print(f"{folder}: {len(damage)} {'thing is' if len(damage) == 1 else 'things are'} damaged", file=sys.stderr)
     if config.mend:
         _mend(folder, damage)
     return 1
