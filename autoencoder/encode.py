@@ -4,7 +4,6 @@ from autoencoder.data.paths import check_source
 from autoencoder.data.remote import is_remote
 from autoencoder.latents.config import EncodeConfig
 from autoencoder.latents.folder import LatentsFolder
-from autoencoder.latents.remote import RemoteLatents
 from autoencoder.latents.worker import Worker
 from autoencoder.model_path import check_model
 from autoencoder.runtime import cli
@@ -42,6 +41,8 @@ def _encode(argv: list[str] | None) -> int:
 
 def _folder(config: EncodeConfig, worker: Worker) -> LatentsFolder:
     if is_remote(config.out):
+        from autoencoder.latents.remote import RemoteLatents
+
         return RemoteLatents(config.out, staging=config.staging, worker=worker.number)
     return LatentsFolder(config.out, dry=config.preflight, shared=worker.shared or config.only == "finalize")
 

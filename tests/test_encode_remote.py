@@ -19,7 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from autoencoder import encode, verify_latents
-from autoencoder.latents.reader import Latents
+from autoencoder.latents.reader import Latents, LatentsError
 from autoencoder.latents.remote import RemoteLatents
 from tests import children
 from tests.encode_children import files, photos, small_model
@@ -96,7 +96,7 @@ def test_what_is_there_is_what_a_run_on_a_disk_writes(
 ) -> None:
     assert encode.main(arguments(setting, url)) == 0
     said = capsys.readouterr().out
-    assert f"\n  staging    {temporary}/firststage-" in said and "MiB: one shard, which goes when it has been sent\n" in said
+    assert f"\n  staging    {temporary}/firststage-" in said and "MiB: one shard at a time, and before the first the autoencoder\n" in said
     assert said.endswith(f"{url}: 8 rows in {SHARDS} shards, written\n")
     assert there(url) == files(setting / "local")
     assert list(temporary.iterdir()) == []
@@ -362,6 +362,8 @@ def test_other_commands_say_how_to_copy_latents_and_the_copy_is_whole(
     assert encode.main(arguments(setting, url)) == 0
     message = refused(capsys, [f"--latents={url}"], verify_latents.main)
     assert f"latents: got '{url}'; rows are mapped from a disk; copy the folder to one first" in message
+    with pytest.raises(LatentsError, match="rows are mapped from a disk; copy the folder to one first"):
+        Latents(url)
     monkeypatch.chdir(tmp_path)
     code = message.partition('python -c "')[2].partition('"')[0]
     subprocess.run([sys.executable, "-c", code], check=True)

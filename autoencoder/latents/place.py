@@ -12,7 +12,7 @@ class Place:
         return os.stat(path).st_size
 
     def look(self, *paths: Path) -> None:
-        """Find out what others have kept of these."""
+        """Find out what others have kept of these, as far as the first that is not there."""
 
     def keep(self, *paths: Path) -> None:
         """Keep these files, which are whole, one after the other; each is there whole when the next one comes."""

@@ -31,7 +31,8 @@ class RemoteLatents(LatentsFolder):
 
         Raises ConfigError for a URL that cannot be used or holds something else, and a staging folder that another process holds.
         """
-        self._url, self._outer, self._held = url.rstrip("/"), _staging(url, staging, worker), None
+        self._url, self._outer = url.rstrip("/"), _staging(url, staging, worker)
+        self._held: int | None = None
         with refused("out", url):
             _, root = opened(url)
         if not root.strip("/"):
@@ -110,7 +111,7 @@ class RemoteLatents(LatentsFolder):
     def where(self, plan: Plan, pending: list[int]) -> str:
         most = sum(len(plan.shard(n)) for n in _largest(plan, pending)) * plan.row_bytes
         most += sum(file.stat().st_size for file in self.path.iterdir())
-        return f"\n  staging    {self._outer}, at most {most / 2**20:,.1f} MiB: one shard, which goes when it has been sent"
+        return f"\n  staging    {self._outer}, {most / 2**20:,.1f} MiB: one shard at a time, and before the first the autoencoder"
 
     def _give_back(self) -> None:
         if self._held is not None:
@@ -119,6 +120,7 @@ class RemoteLatents(LatentsFolder):
                 (self._outer / LOCK).unlink()
                 self._outer.rmdir()
             release(self._held)
+            self._held = None
 
 
 def _staging(url: str, given: str | None, worker: int) -> Path:

@@ -79,7 +79,7 @@ def _write(latents: Path, table: Path, record: Path, plan: Plan, shard: int, enc
     }
     told["sha256"] = digest(told)
     # Of two who did it on unlike hardware the first stays: its files are not to be mixed with others.
-    place.look(latents, table, record)
+    place.look(record, latents, table)
     if (done := read_record(latents.parent, plan, shard, place)) is not None:
         return done
     put(latents, beside(latents))

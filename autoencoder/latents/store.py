@@ -72,7 +72,7 @@ class Store(Place):
             return found
 
     def look(self, *paths: Path) -> None:
-        """Have the small ones of these here, and the sizes of all."""
+        """As far as the first that is not there, have the small ones of these here, and the sizes of all."""
         for path in paths:
             name = self._name(path)
             with self._reached() as (files, root):
@@ -83,8 +83,8 @@ class Store(Place):
                 except FileNotFoundError:
                     self._sizes.pop(name, None)
                     path.unlink(missing_ok=True)
-                else:
-                    self._sizes[name] = size
+                    return
+            self._sizes[name] = size
 
     def keep(self, *paths: Path) -> None:
         """Send these; of a folder its files, `config.json` last."""
@@ -95,8 +95,8 @@ class Store(Place):
     def exchange(self, name: str, before: bytes | None) -> bool:
         """Send a file where what is there of its name still is `before`, None for nothing; else False.
 
-        Of several who find nothing at one time a store that can put on condition lets one in; any other the last, whose file the others
-        then find, or not: what must not go wrong is compared again when all is done.
+        Of several who find nothing at one moment a store that puts on condition lets one in. Any other keeps what came last, which some
+        of them may not see: who goes by the file compares it again in the end.
         """
         sent = (self._here / name).read_bytes()
         if self.content(name) != before:
