@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from autoencoder.adversarial_config import AdversarialConfig
+from autoencoder.data.remote import check_local
 from autoencoder.data_config import DataConfig
 from autoencoder.equivariance_config import check_equivariance
 from autoencoder.experimental.config import ExperimentalConfig, check_objective
@@ -49,6 +50,7 @@ class TrainAutoencoderConfig:
     """Do three real steps, a validation, a checkpoint and an export in a scratch folder, print memory and expected hours, stop."""
 
     def __post_init__(self) -> None:
+        check_local(self.out, "out")
         if self.model.pretrained is None:
             factor = self.model.factor()
             require(

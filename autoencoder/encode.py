@@ -1,6 +1,7 @@
 """`encode_dataset`: a data set of latents, once and for all."""
 
 from autoencoder.data.paths import check_source
+from autoencoder.data.remote import is_remote
 from autoencoder.latents.config import EncodeConfig
 from autoencoder.latents.folder import LatentsFolder
 from autoencoder.latents.worker import Worker
@@ -26,7 +27,7 @@ def _encode(argv: list[str] | None) -> int:
         _check_images(config)
     # Before any thread has an arena of its own.
     keep_freed()
-    folder = LatentsFolder(config.out, dry=config.preflight, shared=worker.shared or config.only == "finalize")
+    folder = _folder(config, worker)
     try:
         from autoencoder.latents.encoding import encode_dataset
 
@@ -36,6 +37,14 @@ def _encode(argv: list[str] | None) -> int:
         raise UsageError(worker.says(str(error))) from error
     finally:
         folder.close()
+
+
+def _folder(config: EncodeConfig, worker: Worker) -> LatentsFolder:
+    if is_remote(config.out):
+        from autoencoder.latents.remote import RemoteLatents
+
+        return RemoteLatents(config.out, staging=config.staging, worker=worker.number)
+    return LatentsFolder(config.out, dry=config.preflight, shared=worker.shared or config.only == "finalize")
 
 
 def _check_images(config: EncodeConfig) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from autoencoder.data.paths import check_source
+from autoencoder.data.remote import check_local
 from autoencoder.data_config import check_own
 from autoencoder.evaluation_file import open_report
 from autoencoder.lpips_weights import check_side, lpips_weights_path
@@ -128,6 +129,7 @@ class EvaluateConfig:
     """Seed of the posterior samples and of the bootstrap."""
 
     def __post_init__(self) -> None:
+        check_local(self.out, "out")
         require(self.batch_size >= 1, "batch_size", self.batch_size, "give at least 1")
         if self.lpips != "none" and self.data.resolution is not None:
             check_side(self.lpips, self.data.resolution, key="data.resolution")

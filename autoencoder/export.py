@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from autoencoder.data.paths import check_source
+from autoencoder.data.remote import check_local
 from autoencoder.evaluate import EvaluateDataConfig
 from autoencoder.model_path import check_model, is_checkpoint
 from autoencoder.runtime import cli
@@ -47,6 +48,7 @@ class ExportConfig:
     """Side of the central crops of `audit` in pixels; null takes that of training."""
 
     def __post_init__(self) -> None:
+        check_local(self.out, "out")
         require(self.scaling_factor is None or self.scaling_factor > 0, "scaling_factor", self.scaling_factor, "give a factor above 0")
         alone = self.shift_factor is not None and self.scaling_factor is None
         require(not alone, "shift_factor", self.shift_factor, "give scaling_factor with it")

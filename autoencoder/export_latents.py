@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from autoencoder.data.remote import check_local
 from autoencoder.latents.check import check_latents
 from autoencoder.runtime import cli
 from autoencoder.runtime.errors import require
@@ -24,6 +25,7 @@ class ExportLatentsConfig:
     """What is written; null keeps what is stored. fp16 is half the size, at a relative rounding of 5e-4."""
 
     def __post_init__(self) -> None:
+        check_local(self.out, "out")
         same = Path(self.out).absolute() == Path(self.latents).absolute()
         require(not same, "out", self.out, "give another folder than that of the latents")
 

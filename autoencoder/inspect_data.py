@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from autoencoder.data.paths import check_source
+from autoencoder.data.remote import check_local
 from autoencoder.data_config import check_own
 from autoencoder.runtime import cli
 from autoencoder.runtime.errors import ConfigError, require
@@ -40,6 +41,7 @@ class InspectConfig:
     """YAML file for the settings, which `train_autoencoder --config` takes; null prints them only."""
 
     def __post_init__(self) -> None:
+        check_local(self.out, "out")
         require(self.images is None or self.images >= 1, "images", self.images, "give at least 1, or null")
         split = None if self.split == "train" else self.split
         check_own(self.own, source=self.source, split=split, image_column=self.image_column)

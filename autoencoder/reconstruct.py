@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoencoder.data.remote import check_local
 from autoencoder.latents.check import check_latents
 from autoencoder.model_path import check_model
 from autoencoder.runtime import cli
@@ -38,6 +39,7 @@ class ReconstructConfig:
     """Images with a longer side go through in blended tiles of this side; null never tiles."""
 
     def __post_init__(self) -> None:
+        check_local(self.out, "out")
         require(self.tile is None or self.tile >= 64, "tile", self.tile, "give at least 64 pixels or null")
         require(self.rows is None or self.rows >= 1, "rows", self.rows, "give at least 1 or null")
         require(self.input is None or Path(self.input).exists(), "input", self.input, "give an image or a folder that exists")

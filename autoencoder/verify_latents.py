@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from autoencoder.data.paths import check_source
+from autoencoder.data.remote import check_local
 from autoencoder.data_config import check_own
 from autoencoder.latents.check import MANIFEST, check_latents
 from autoencoder.runtime import cli
@@ -42,6 +43,7 @@ class VerifyConfig:
     """JSON file for all that was found."""
 
     def __post_init__(self) -> None:
+        check_local(self.out, "out")
         require(self.decode >= 0, "decode", self.decode, "give 0 or more rows")
         require(self.threads is None or self.threads >= 1, "threads", self.threads, "give at least 1, or null")
         given = self.data.own.class_path or self.data.source

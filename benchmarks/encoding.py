@@ -101,7 +101,7 @@ class Encoding:
         side, batch_size, self.rows, shard_rows = PRESETS[preset]
         data = EncodeDataConfig(source=str(scratch / "photos"), resolution=side, resize=resize)
         config = EncodeConfig(model=str(scratch / preset), out="", data=data, batch_size=batch_size, shard_rows=shard_rows)
-        setup = set_up(config, Worker(), None)
+        setup = set_up(config, Worker(), None, scratch)
         self.plan, self._shards = setup.base.plus(setup.told, setup.base.labels, setup.made_with), list(range(self.rows // shard_rows))
         ranges = [rows for shard in self._shards for rows in self.plan.microbatches(shard)]
         planned = PlannedImages(setup.source, self.plan, {0: None})

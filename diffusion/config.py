@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from autoencoder.data.remote import check_local
 from autoencoder.runtime.config import CheckpointConfig, LogConfig, OptimizerConfig, TrainConfig
 from autoencoder.runtime.errors import require
 
@@ -147,6 +148,9 @@ class TrainDiffusionConfig:
     """`auto` goes on where the folder's newest complete checkpoint ends; `never` refuses a used folder."""
     preflight: bool = False
     """Do three real steps, a validation, a checkpoint and an export in a scratch folder, print memory and expected hours, stop."""
+
+    def __post_init__(self) -> None:
+        check_local(self.out, "out")
 
     @property
     def guidance(self) -> float:

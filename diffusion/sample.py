@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from autoencoder.data.remote import check_local
 from autoencoder.runtime import cli
 from autoencoder.runtime.errors import require
 from diffusion.pipeline_path import check_pipeline
@@ -40,6 +41,7 @@ class SampleConfig:
     """Columns of the grid."""
 
     def __post_init__(self) -> None:
+        check_local(self.out, "out")
         for key in ("images", "steps", "batch_size", "columns"):
             require(getattr(self, key) >= 1, key, getattr(self, key), "give at least 1")
         require(self.guidance >= 1, "guidance", self.guidance, "give 1 (none) or more")

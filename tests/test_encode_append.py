@@ -284,8 +284,8 @@ def test_a_worker_of_the_plan_before_an_append_leaves_the_longer_manifest(
     photos_there, latents = growing
     again, read = [0], shards.read_records
 
-    def appended_meanwhile(folder: Path, plan: Plan) -> dict[int, Any]:
-        records = read(folder, plan)
+    def appended_meanwhile(folder: Path, plan: Plan, *place: Any) -> dict[int, Any]:
+        records = read(folder, plan, *place)
         again[0] += 1
         if again[0] == 1:
             assert encode.main(arguments(setting, photos_there, latents, "--append", "--worker=0", "--workers=1")) == 0

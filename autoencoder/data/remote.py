@@ -37,32 +37,46 @@ def refused(key: str, source: str) -> Iterator[None]:
         raise ConfigError(key, source, remedy) from error
 
 
+def check_local(path: str | None, key: str) -> None:
+    """Raise `ConfigError` for a URL, where a command writes to disks alone."""
+    if path is not None and is_remote(path):
+        raise ConfigError(key, path, "encode_dataset alone writes behind URLs; give a path on a disk, and copy it when it is done")
+
+
+def opened(url: str) -> "tuple[AbstractFileSystem, str]":
+    """The file system, and the path in it."""
+    from fsspec.core import url_to_fs
+
+    found: tuple[AbstractFileSystem, str] = url_to_fs(url)
+    return found
+
+
 def normal(url: str) -> str:
     """The URL as its file system writes it: one name for a file however it was given."""
-    files, path = _opened(url)
+    files, path = opened(url)
     named: str = files.unstrip_protocol(path)
     return named
 
 
 def is_folder(url: str) -> bool:
-    files, path = _opened(url)
+    files, path = opened(url)
     return bool(files.isdir(path))
 
 
 def is_file(url: str) -> bool:
-    files, path = _opened(url)
+    files, path = opened(url)
     return bool(files.isfile(path))
 
 
 def expand(pattern: str) -> list[str]:
     """The files that match, sorted."""
-    files, path = _opened(pattern)
+    files, path = opened(pattern)
     return sorted(files.unstrip_protocol(name) for name, info in files.glob(path, detail=True).items() if info["type"] == "file")
 
 
 def list_folder(url: str) -> tuple[list[str], list[tuple[str, int, int]]]:
     """Names of the subfolders; name, bytes and time of modification (ns, 0 where it is not known) of the files."""
-    files, path = _opened(url)
+    files, path = opened(url)
     subfolders, found = [], []
     for info in files.ls(path, detail=True):
         name = info["name"].rstrip("/").rpartition("/")[2]
@@ -78,29 +92,22 @@ def list_folder(url: str) -> tuple[list[str], list[tuple[str, int, int]]]:
 
 def stat(url: str) -> tuple[int, str]:
     """Size, and what tells one version of the file from another: its etag or time of modification, empty where neither is known."""
-    files, path = _opened(url)
+    files, path = opened(url)
     info = files.info(path)
     return int(info["size"]), str(next((info[name] for name in ("ETag", "etag", "mtime", "LastModified", "created") if name in info), ""))
 
 
 def read(url: str, start: int | None = None, end: int | None = None) -> bytes:
     """The bytes from `start` to before `end`, by default all; OSError and whatever its file system raises."""
-    files, path = _opened(url)
+    files, path = opened(url)
     data: bytes = files.cat_file(path, start=start, end=end)
     return data
 
 
 def open_file(url: str) -> Any:
     """The file, open to read, seekable."""
-    files, path = _opened(url)
+    files, path = opened(url)
     return files.open(path, "rb")
-
-
-def _opened(url: str) -> "tuple[AbstractFileSystem, str]":
-    from fsspec.core import url_to_fs
-
-    opened: tuple[AbstractFileSystem, str] = url_to_fs(url)
-    return opened
 
 
 def _mtime_ns(info: dict[str, Any]) -> int:

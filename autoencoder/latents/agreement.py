@@ -42,7 +42,7 @@ def agree(folder: LatentsFolder, setup: Setup, seen: Plan | None, done: Containe
     """
     if seen is None:
         if append:
-            raise UsageError(f"{folder.path}: no latents to append to; leave --append out, or give the folder that has them as --out")
+            raise UsageError(f"{folder}: no latents to append to; leave --append out, or give the folder that has them as --out")
         return _begun(setup)
     try:
         return _going_on(folder, setup, seen, done, append=append)
@@ -51,7 +51,7 @@ def agree(folder: LatentsFolder, setup: Setup, seen: Plan | None, done: Containe
         # What an append planned only another append replaces.
         if not folder.alone or folder.begun(seen) or (len(seen.segments) > 1) != append:
             raise
-    note = f"note: replaces what {folder.path / PLAN} had planned of {seen.segments[-1].source['name']}: no shard of it is done"
+    note = f"note: replaces what {folder}/{PLAN} had planned of {seen.segments[-1].source['name']}: no shard of it is done"
     instead = _going_on(folder, setup, seen.without_last(), done, append=True) if append else _begun(setup)
     return replace(instead, notes=(note, *instead.notes))
 
@@ -67,7 +67,7 @@ def _going_on(folder: LatentsFolder, setup: Setup, seen: Plan, done: Container[i
     missing = [n for n in range(seen.shards) if n not in done]
     foreign = [n for n in missing if seen.segments.index(seen.segment_of(n)) not in found.segments]
     if foreign and (append or len(foreign) == len(missing)):
-        raise UsageError(f"{folder.path}: {not_done(seen, foreign)}")
+        raise UsageError(f"{folder}: {not_done(seen, foreign)}")
     notes = [*_taken_for(setup, seen, found), *_notes(folder, setup, seen, [n for n in missing if n not in foreign])]
     added = len(found.added)
     if missing and added:
@@ -89,9 +89,9 @@ def _appended(setup: Setup, seen: Plan, found: Found, notes: list[str]) -> Agree
 
 def _check_recipe(folder: LatentsFolder, setup: Setup, seen: Plan, found: Found, *, append: bool) -> None:
     """UsageError where recipe, images or classes are not those of the plan, nor such as can be appended to it."""
-    here, classes = folder.path, setup.base.labels
+    here, classes = str(folder), setup.base.labels
     differing = [f"{key}: {_short(old)} -> {_short(new)}" for key, old, new in seen.differences(setup.base)]
-    remedy = f"give another --out, or the old values (all of them: {here / PLAN}); what may change: data.workers, data.max_bad"
+    remedy = f"give another --out, or the old values (all of them: {here}/{PLAN}); what may change: data.workers, data.max_bad"
     if not differing and append and found.changed:
         one = "image has" if len(found.changed) == 1 else "images have"
         raise UsageError(
@@ -140,7 +140,7 @@ def _notes(folder: LatentsFolder, setup: Setup, seen: Plan, todo: list[int]) -> 
     if seen.decoder_hash != setup.base.decoder_hash:
         notes.append(
             f"note: the autoencoder's decoder has changed since these latents were begun: decoder_hash {seen.decoder_hash} -> "
-            f"{setup.base.decoder_hash}; {folder.path / VAE} keeps the first one"
+            f"{setup.base.decoder_hash}; {folder}/{VAE} keeps the first one"
         )
     changed: dict[str, Any] = {}
     for segment in {seen.segment_of(n).first_shard: seen.segment_of(n) for n in todo}.values():

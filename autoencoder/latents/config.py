@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from autoencoder.data.remote import is_remote
 from autoencoder.data_config import check_own
 from autoencoder.runtime.errors import require
 from autoencoder.runtime.own_class import OwnClass
@@ -66,7 +67,10 @@ class EncodeConfig:
     model: str
     """A run, a diffusers folder or a hub id."""
     out: str
-    """Folder for the latents; one that was left half done goes on, with the same settings."""
+    """Folder for the latents, on a disk or behind a URL (`s3://bucket/latents`); one that was left half done goes on, with the same
+    settings."""
+    staging: str | None = None
+    """Folder on this machine's disk in which shards are made that go behind a URL; null: the system's for temporary files."""
     data: EncodeDataConfig = field(default_factory=EncodeDataConfig)
     """Images."""
     subfolder: str | None = None
@@ -101,6 +105,8 @@ class EncodeConfig:
     """Print rows, size and expected hours, and stop before anything is written."""
 
     def __post_init__(self) -> None:
+        staged = self.staging is None or is_remote(self.out)
+        require(staged, "staging", self.staging, "leave it out unless `out` is a URL: latents on a disk are made where they stay")
         require(self.shard_rows >= 1, "shard_rows", self.shard_rows, "give at least 1")
         require(self.batch_size >= 1, "batch_size", self.batch_size, "give at least 1")
         require(self.workers is None or self.workers >= 1, "workers", self.workers, "give at least 1, or null")

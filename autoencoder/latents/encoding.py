@@ -3,13 +3,12 @@
 import sys
 from collections.abc import Generator
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 from autoencoder.latents import shards
 from autoencoder.latents.agreement import Agreement, agree
-from autoencoder.latents.announcing import announcement, check_room
-from autoencoder.latents.check import PLAN
+from autoencoder.latents.announcing import announcement
+from autoencoder.latents.check import MANIFEST, PLAN
 from autoencoder.latents.config import EncodeConfig
 from autoencoder.latents.crops import CropBatches
 from autoencoder.latents.folder import LatentsFolder
@@ -38,28 +37,29 @@ def encode_dataset(config: EncodeConfig, folder: LatentsFolder, worker: Worker) 
     """
     if config.only == "finalize":
         plan = _planned(folder)
-        return _finish(config, folder, plan, shards.read_records(folder.path, plan), FINISHED)
+        return _finish(config, folder, plan, shards.read_records(folder.path, plan, folder.place), FINISHED)
     work, records = _plan(config, folder, worker)
     if config.preflight:
         return 0
-    work.setup.keep_model(folder.path, work.plan)
+    work.setup.keep_model(folder, work.plan)
     if config.only == "plan":
-        print(f"{folder.path}: {work.plan.shards} shards are planned, {len(work.pending)} of them are to be encoded")
+        print(f"{folder}: {work.plan.shards} shards are planned, {len(work.pending)} of them are to be encoded")
         return 0
     nothing, begun = "nothing to append" if config.append and not work.pending else FINISHED, len(records)
     bad = _unreadable(records)
     # Closed here, so that no shard is being written any more when the folder is let go.
-    with closing(work.encode()) as encoded:
+    with closing(work.encode(folder)) as encoded:
         for record in encoded:
             records[record["shard"]] = record
             bad |= _unreadable({record["shard"]: record})
             _tolerate(bad, config.data.max_bad, work.plan)
+    folder.refresh()
     if config.only == "encode" or worker.shared:
-        records = shards.read_records(folder.path, work.plan)
+        records = shards.read_records(folder.path, work.plan, folder.place)
         left = work.plan.shards - len(records)
         if left or config.only == "encode":
             last = "--only finalize" if config.only == "encode" else "the worker that finds all of them done"
-            print(worker.says(f"{folder.path}: its shards are done, {left} of all {work.plan.shards} are not; {last} writes the manifest"))
+            print(worker.says(f"{folder}: its shards are done, {left} of all {work.plan.shards} are not; {last} writes the manifest"))
             return 0
     return _finish(config, folder, work.plan, records, nothing if begun == work.plan.shards else None)
 
@@ -67,14 +67,14 @@ def encode_dataset(config: EncodeConfig, folder: LatentsFolder, worker: Worker) 
 def _plan(config: EncodeConfig, folder: LatentsFolder, worker: Worker) -> tuple["_Work", Records]:
     """What is to be done, announced and frozen; and the records of what is done."""
     seen = _planned(folder) if config.only == "encode" else folder.plan()
-    setup = set_up(config, worker, seen)
+    setup = set_up(config, worker, seen, folder.path)
     said = False
     while True:
-        records = {} if seen is None else shards.read_records(folder.path, seen)
+        records = {} if seen is None else shards.read_records(folder.path, seen, folder.place)
         agreed = agree(folder, setup, seen, records, append=config.append)
         work = _Work(config, setup, agreed, records, worker)
         if config.only == "encode" and agreed.plan != seen:
-            raise UsageError(f"{folder.path}: these images are not in its plan; run the same with --only plan first, or without --only")
+            raise UsageError(f"{folder}: these images are not in its plan; run the same with --only plan first, or without --only")
         if not said:
             work.announce(folder)
             said = True
@@ -109,24 +109,26 @@ class _Work:
             print(self._worker.says(note), file=sys.stderr)
         if self._mine and self._worker.first:
             seconds = self._speed.a_row(self._readers)
-            print(announcement(self.plan, self.pending, seconds=seconds, workers=self._worker.of, device=self.setup.made_with["device"]))
-        check_room(folder.path, self.plan, self.pending)
+            told = announcement(self.plan, self.pending, seconds=seconds, workers=self._worker.of, device=self.setup.made_with["device"])
+            print(told + folder.where(self.plan, self._mine))
+        folder.check_room(self.plan, self.pending)
         if self._config.preflight and not self.pending:
-            print(f"{folder.path}: all {self.plan.shards} shards are done")
+            print(f"{folder}: all {self.plan.shards} shards are done")
 
-    def encode(self) -> Generator[dict[str, Any]]:
+    def encode(self, folder: LatentsFolder) -> Generator[dict[str, Any]]:
         """Commit its shards, one after the other; yields their records."""
         if not self._mine:
             return
-        path, pin, plan = Path(self._config.out), self.setup.device.type == "cuda", self.plan
+        pin, plan = self.setup.device.type == "cuda", self.plan
         rows, verb = sum(len(plan.shard(n)) for n in range(plan.shards) if self._worker.owns(n)), self._worker.says("encoded")
-        yield from encode_shards(path, plan, self._mine, self._crops, self._encoder, self._table, self._readers, pin, rows=rows, verb=verb)
+        stages = (self._crops, self._encoder, self._table, self._readers, pin)
+        yield from encode_shards(folder.path, plan, self._mine, *stages, rows=rows, verb=verb, place=folder.place)
 
 
 def _planned(folder: LatentsFolder) -> Plan:
     plan = folder.plan()
     if plan is None:
-        raise UsageError(f"{folder.path}: no {PLAN} in it; run the same with --only plan first, or without --only")
+        raise UsageError(f"{folder}: no {PLAN} in it; run the same with --only plan first, or without --only")
     return plan
 
 
@@ -135,23 +137,25 @@ def _finish(config: EncodeConfig, folder: LatentsFolder, plan: Plan, records: Re
     nothing to do, None of one that had."""
     missing = [n for n in range(plan.shards) if n not in records]
     if missing:
-        raise UsageError(f"{folder.path}: {not_done(plan, missing)}")
+        raise UsageError(f"{folder}: {not_done(plan, missing)}")
     bad = _unreadable(records)
     _tolerate(bad, config.data.max_bad, plan)
     ordered = [records[n] for n in range(plan.shards)]
     with folder.planning():
         # A manifest of the plan before the append would lose the rows that have come since.
         if folder.plan() != plan:
-            print(f"{folder.path}: images were appended to its plan meanwhile; who encodes them writes the manifest")
+            print(f"{folder}: images were appended to its plan meanwhile; who encodes them writes the manifest")
             return 0
         written = finalize(folder.path, plan, ordered)
+        if written:
+            folder.place.keep(folder.path / MANIFEST)
     folder.tidy()
     if bad:
         print(f"{len(bad)} of {plan.images:,} images could not be read; their rows are left out and listed in the manifest (`bad`)")
     rows = sum(record["rows"] for record in ordered)
     idle = nothing is not None and not written
     done = f"{nothing} ({rows:,} rows); nothing to do" if idle else f"{rows:,} rows in {plan.shards} shards, written"
-    print(f"{folder.path}: {done}")
+    print(f"{folder}: {done}")
     return 0
 
 

@@ -3,13 +3,15 @@
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
 
+from autoencoder.latents.announcing import check_room
 from autoencoder.latents.check import MANIFEST, PLAN
 from autoencoder.latents.commit import abandoned, beside, is_partial, remove, writing
+from autoencoder.latents.place import HERE, Place
 from autoencoder.latents.plan import VERSION, Plan, digest
 from autoencoder.runtime.errors import ConfigError
 from autoencoder.runtime.files import fsync, put
@@ -42,17 +44,22 @@ class LatentsFolder:
         if dry and not self.path.exists():
             return
         self._before = make_folder(self.path, "the latents")
-        used = {name for name in self._before.names if not any(fnmatch(name, pattern) for pattern in BEFORE_PLAN)}
-        if used and not (self.path / PLAN).is_file():
-            raise ConfigError(
-                "out", str(path), f"a folder with other files and no {PLAN}, so no latents; give a folder that is new or empty"
-            )
+        check_names(self._before.names, str(path))
         if not dry:
             self._lock = hold(self.path, self.notes, shared=shared)
             self._alone = not shared and not self.notes
             for leftover in self.path.iterdir():
                 if abandoned(leftover.name):
                     remove(leftover)
+
+    def __str__(self) -> str:
+        """As the user has given it."""
+        return str(self.path)
+
+    @property
+    def place(self) -> Place:
+        """Where the files are kept."""
+        return HERE
 
     @property
     def alone(self) -> bool:
@@ -83,13 +90,11 @@ class LatentsFolder:
             content = json.loads(file.read_text(encoding="utf-8"))
             version = content["version"]
             if version != VERSION:
-                raise ConfigError(
-                    "out", str(self.path), f"its {PLAN} has version {version}, this program writes {VERSION}; give another folder"
-                )
+                raise ConfigError("out", str(self), f"its {PLAN} has version {version}, this program writes {VERSION}; give another folder")
             told = content.pop("sha256")
             if told != digest(content):
                 raise ConfigError(
-                    "out", str(self.path), f"its {PLAN} has been edited (its sha256 does not fit); put it back, or give another folder"
+                    "out", str(self), f"its {PLAN} has been edited (its sha256 does not fit); put it back, or give another folder"
                 )
             return Plan.from_json(content)
         except FileNotFoundError:
@@ -97,7 +102,22 @@ class LatentsFolder:
         except ConfigError:
             raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigError("out", str(self.path), f"its {PLAN} cannot be read ({error!r}); give another folder") from error
+            raise ConfigError("out", str(self), f"its {PLAN} cannot be read ({error!r}); give another folder") from error
+
+    def has_model(self) -> bool:
+        """Whether the autoencoder is kept beside the latents."""
+        return (self.path / VAE).is_dir()
+
+    def refresh(self) -> None:
+        """See what other processes have done since."""
+
+    def check_room(self, plan: Plan, pending: list[int]) -> None:
+        """ConfigError where there is no room for the pending shards."""
+        check_room(self.path, plan, pending)
+
+    def where(self, plan: Plan, pending: list[int]) -> str:
+        """Where shards are until they are kept, as a line more of the announcement; empty where they are kept where they are written."""
+        return ""
 
     def begun(self, plan: Plan) -> bool:
         """Whether a shard of the plan's last segment is done."""
@@ -160,6 +180,12 @@ class LatentsFolder:
             number = leftover.name.partition("-")[2].partition(".")[0]
             if number.isdecimal() and int(number) >= first:
                 remove(leftover)
+
+
+def check_names(names: Collection[str], given: str) -> None:
+    """ConfigError where files of these names are not those of latents."""
+    if PLAN not in names and not all(any(fnmatch(name, pattern) for pattern in BEFORE_PLAN) for name in names):
+        raise ConfigError("out", given, f"a folder with other files and no {PLAN}, so no latents; give a folder that is new or empty")
 
 
 def _put_first(file: Path) -> bool:

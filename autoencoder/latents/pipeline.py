@@ -16,6 +16,7 @@ from autoencoder.data.workers import spare_cores
 from autoencoder.latents import shards
 from autoencoder.latents.crops import CropBatches
 from autoencoder.latents.network import Encoder
+from autoencoder.latents.place import HERE, Place
 from autoencoder.latents.plan import Plan
 from autoencoder.latents.progress import Progress, Stopwatch
 from autoencoder.latents.table import SideTable
@@ -37,10 +38,12 @@ def encode_shards(
     *,
     rows: int,
     verb: str = "encoded",
+    place: Place = HERE,
 ) -> Iterator[dict[str, Any]]:
     """Commit the pending shards, one after the other; yields their records. `rows` are this process's, those that are done included.
 
-    A shard is written while the next one is encoded. What goes wrong in either ends both, once the shard that is being written is whole.
+    A shard is written, and sent where `place` is elsewhere, while the next one is encoded. What
+    goes wrong in either ends both, once the shard that is being written is whole.
     """
     watch = Stopwatch("encoding")
     batches = watch.each("reading", load_batches(crops, range(len(crops)), workers, pin))
@@ -64,7 +67,7 @@ def encode_shards(
                     with watch.stage("writing"):
                         record = written.result()
                     yield record
-                written = writer.submit(shards.write, folder, plan, shard, whole)
+                written = writer.submit(shards.write, folder, plan, shard, whole, place)
             if written is not None:
                 with watch.stage("writing"):
                     record = written.result()

@@ -64,6 +64,8 @@ class Latents(Dataset[dict[str, torch.Tensor]]):
 
     def __init__(self, folder: str | Path, shape: Sequence[int] | None = None) -> None:
         """`shape` (c, h, w) takes the rows of this shape alone, numbered from 0."""
+        if "://" in str(folder):
+            raise LatentsError(f"{folder}: rows are mapped from a disk; copy the folder to one first, and give that")
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
         self.shapes: list[Shape] = [_shape(entry) for entry in self.manifest["shapes"]]

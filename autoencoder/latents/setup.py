@@ -19,7 +19,7 @@ from autoencoder.experimental.saved import has_flow_posterior
 from autoencoder.identity import identity
 from autoencoder.latents.commit import beside, writing
 from autoencoder.latents.config import EncodeConfig
-from autoencoder.latents.folder import VAE
+from autoencoder.latents.folder import VAE, LatentsFolder
 from autoencoder.latents.listing import index_name
 from autoencoder.latents.network import lanes_of
 from autoencoder.latents.plan import Plan
@@ -55,19 +55,17 @@ class Setup:
     likelihood: Path | None
     """The likelihood's file beside the model, if there is one."""
 
-    def keep_model(self, folder: Path, plan: Plan) -> None:
+    def keep_model(self, folder: LatentsFolder, plan: Plan) -> None:
         """Write `vae/` into the folder of latents, where it is not there yet: whole or not at all, never folded.
 
         Raises ConfigError where it is missing and the decoder is not the plan's.
         """
-        kept = folder / VAE
-        if kept.is_dir():
+        kept = folder.path / VAE
+        if folder.has_model():
             return
         if self.base.decoder_hash != plan.decoder_hash:
-            remedy = (
-                f"{kept} is missing, and this one's decoder is not the plan's (decoder_hash {plan.decoder_hash}); give the model that is"
-            )
-            raise ConfigError("model", self.model, remedy)
+            whose = f"this one's decoder is not the plan's (decoder_hash {plan.decoder_hash})"
+            raise ConfigError("model", self.model, f"{folder}/{VAE} is missing, and {whose}; give the model that is")
         with writing(kept):
             partial = beside(kept)
             try:
@@ -81,10 +79,12 @@ class Setup:
                 # Another worker was first.
                 if not kept.is_dir():
                     raise
+        folder.place.keep(kept)
 
 
-def set_up(config: EncodeConfig, worker: Worker, frozen: Plan | None) -> Setup:
-    """Load the model and open the images; UsageError for whatever cannot be used. `precision: auto` is that of a `frozen` plan."""
+def set_up(config: EncodeConfig, worker: Worker, frozen: Plan | None, folder: Path) -> Setup:
+    """Load the model and open the images; UsageError for whatever cannot be used. `precision: auto` is that of a
+    `frozen` plan, whose indices are in `folder`."""
     opened = open_pretrained(config.model, subfolder=config.subfolder, revision=config.revision, variant=config.variant)
     vae, known = narrow(opened.vae), opened.preprocessing
     found = folder_of(config.model, config.subfolder)
@@ -96,7 +96,8 @@ def set_up(config: EncodeConfig, worker: Worker, frozen: Plan | None) -> Setup:
     data = _crops(config, vae, known)
     own = config.data.own
     with obeying(artifact.pixels_of(vae, known), config.model, key=images_key(own), given=config.data.given):
-        listed = _opened_by_index(config, data, frozen) if (worker.shared or config.only == "encode") and not config.append else None
+        by_index = (worker.shared or config.only == "encode") and not config.append
+        listed = _opened_by_index(config, data, frozen, folder) if by_index else None
         source = listed or open_images(data, split=config.data.split)
     device = _device(worker)
     asked_precision = frozen.recipe["precision"] if frozen is not None and config.precision == "auto" else config.precision
@@ -132,12 +133,12 @@ def set_up(config: EncodeConfig, worker: Worker, frozen: Plan | None) -> Setup:
     return Setup(config.model, vae, source, data, device, base, told_source, made_with, preprocessing, likelihood)
 
 
-def _opened_by_index(config: EncodeConfig, data: DataConfig, frozen: Plan | None) -> Source | None:
+def _opened_by_index(config: EncodeConfig, data: DataConfig, frozen: Plan | None, folder: Path) -> Source | None:
     """The images as the plan has listed them, so that not each of many workers looks for millions of files; None where it has not."""
     if frozen is None or config.data.own.given:
         return None
     for number in reversed(range(len(frozen.segments))):
-        index = Path(config.out) / index_name(number)
+        index = folder / index_name(number)
         if not index.is_file():
             continue
         try:

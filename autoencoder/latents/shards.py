@@ -14,6 +14,7 @@ import pyarrow.parquet
 from safetensors.numpy import save
 
 from autoencoder.latents.commit import beside, writing
+from autoencoder.latents.place import HERE, Place
 from autoencoder.latents.plan import Plan, digest
 from autoencoder.latents.reader import LatentsError, Shard
 from autoencoder.latents.statistics import Moments
@@ -37,7 +38,7 @@ def names(shard: int) -> tuple[str, str, str]:
     return f"data-{shard:05d}.safetensors", f"data-{shard:05d}.parquet", f"data-{shard:05d}.json"
 
 
-def write(folder: Path, plan: Plan, shard: int, encoded: Encoded) -> dict[str, Any]:
+def write(folder: Path, plan: Plan, shard: int, encoded: Encoded, place: Place = HERE) -> dict[str, Any]:
     """Commit a shard and return its record. What is written is a function of the arguments alone: no times, no names of machines.
 
     Each file is written beside, on the disk and looked at again before it gets its name; the record comes last. Where another process
@@ -46,16 +47,16 @@ def write(folder: Path, plan: Plan, shard: int, encoded: Encoded) -> dict[str, A
     latents, table, record = (folder / name for name in names(shard))
     try:
         with writing(latents, table, record):
-            return _write(latents, table, record, plan, shard, encoded)
+            return _write(latents, table, record, plan, shard, encoded, place)
     except (FileNotFoundError, LatentsError) as error:
         # Who finds all shards done takes away what is left half written: then this one is.
-        done = read_record(folder, plan, shard)
+        done = read_record(folder, plan, shard, place)
         if done is None:
             raise TrainingError(f"{latents} could not be written ({error}); check the disk, and run the same command again") from error
         return done
 
 
-def _write(latents: Path, table: Path, record: Path, plan: Plan, shard: int, encoded: Encoded) -> dict[str, Any]:
+def _write(latents: Path, table: Path, record: Path, plan: Plan, shard: int, encoded: Encoded, place: Place) -> dict[str, Any]:
     # Several keys of metadata would come out in random order.
     tensors = {name: np.ascontiguousarray(value) for name, value in encoded.tensors.items()}
     beside(latents).write_bytes(save(tensors, metadata={"encoder_hash": plan.recipe["encoder_hash"]}))
@@ -78,16 +79,19 @@ def _write(latents: Path, table: Path, record: Path, plan: Plan, shard: int, enc
     }
     told["sha256"] = digest(told)
     # Of two who did it on unlike hardware the first stays: its files are not to be mixed with others.
-    if (done := read_record(latents.parent, plan, shard)) is not None:
+    place.look(record, latents, table)
+    if (done := read_record(latents.parent, plan, shard, place)) is not None:
         return done
     put(latents, beside(latents))
     put(table, beside(table))
+    place.keep(latents, table)
     beside(record).write_text(json.dumps(told, indent=1), encoding="utf-8")
     put(record, beside(record))
+    place.keep(record)
     return told
 
 
-def read_record(folder: Path, plan: Plan, shard: int) -> dict[str, Any] | None:
+def read_record(folder: Path, plan: Plan, shard: int, place: Place = HERE) -> dict[str, Any] | None:
     """The record of a shard that is done: it is whole, of this plan, and its files have the recorded sizes. Else None."""
     try:
         record: dict[str, Any] = json.loads((folder / names(shard)[2]).read_text(encoding="utf-8"))
@@ -95,15 +99,15 @@ def read_record(folder: Path, plan: Plan, shard: int) -> dict[str, Any] | None:
         rows, fingerprint = plan.shard(shard), plan.segment_of(shard).source["fingerprint"]
         wanted = (shard, plan.recipe_hash, fingerprint, rows.start, rows.stop - 1, digest(content))
         told = tuple(record[key] for key in ("shard", "recipe_hash", "fingerprint", "first_row", "last_row", "sha256"))
-        whole = all(os.stat(folder / name).st_size == record["files"][name]["bytes"] for name in names(shard)[:2])
+        whole = all(place.size(folder / name) == record["files"][name]["bytes"] for name in names(shard)[:2])
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return record if whole and told == wanted else None
 
 
-def read_records(folder: Path, plan: Plan) -> dict[int, dict[str, Any]]:
+def read_records(folder: Path, plan: Plan, place: Place = HERE) -> dict[int, dict[str, Any]]:
     """The records of all shards that are done."""
-    return {n: record for n in range(plan.shards) if (record := read_record(folder, plan, n)) is not None}
+    return {n: record for n in range(plan.shards) if (record := read_record(folder, plan, n, place)) is not None}
 
 
 def _check_written(path: Path, tensors: dict[str, np.ndarray]) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoencoder.data.remote import check_local
 from autoencoder.runtime import cli
 from autoencoder.runtime.errors import require
 
@@ -19,6 +20,7 @@ class ReportConfig:
     """The HTML file to write."""
 
     def __post_init__(self) -> None:
+        check_local(self.out, "out")
         require(bool(self.runs), "runs", self.runs, "give the folder of at least one run")
         require(not Path(self.out).is_dir(), "out", self.out, "that is a folder; give the name of an HTML file")
         parent = Path(self.out).absolute().parent
