@@ -18,11 +18,11 @@ from autoencoder.runtime.lock import LOCK, Before, hold, make_folder, release
 VAE = "vae"
 PLANNING = ".planning"
 """Locked by who is about to change the plan."""
-MADE = (PLAN, VAE, "images-*", "index-*", "data-*", "*.partial", ".*.partial", PLANNING, LOCK)
+MADE = (PLAN, VAE, "images-*", "index-*", "buckets-*", "data-*", "*.partial", ".*.partial", PLANNING, LOCK)
 """What a start may have made when it is refused."""
 
 
-BEFORE_PLAN = ("images-*.parquet", "index-*.arrow", ".*.partial", PLANNING, LOCK)
+BEFORE_PLAN = ("images-*.parquet", "index-*.arrow", "buckets-*.npy", ".*.partial", PLANNING, LOCK)
 """What a start may have made when it is killed before there is a plan."""
 
 
@@ -88,13 +88,22 @@ class LatentsFolder:
                 raise ConfigError(
                     "out", str(self.path), f"its {PLAN} has been edited (its sha256 does not fit); put it back, or give another folder"
                 )
-            return Plan.from_json(content)
+            plan = Plan.from_json(content)
         except FileNotFoundError:
             return None
         except ConfigError:
             raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError("out", str(self.path), f"its {PLAN} cannot be read ({error!r}); give another folder") from error
+        try:
+            return plan.with_buckets(self.path)
+        except OSError as error:
+            name = Path(error.filename).name
+            raise ConfigError(
+                "out", str(self.path), f"its {name} cannot be read ({error.strerror}); put it back, or give another folder"
+            ) from error
+        except ValueError as error:
+            raise ConfigError("out", str(self.path), f"{error}; put it back, or give another folder") from error
 
     def begun(self, plan: Plan) -> bool:
         """Whether a shard of the plan's last segment is done."""
@@ -120,7 +129,7 @@ class LatentsFolder:
                 if not kept:
                     remove(self.path / MANIFEST)
                     remove(self.path / VAE)
-            for listing in ("images-*", "index-*"):
+            for listing in ("images-*", "index-*", "buckets-*"):
                 self._clear(listing, kept)
             for name, write in files.items():
                 with writing(self.path / name):
