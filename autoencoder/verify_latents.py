@@ -48,6 +48,7 @@ class VerifyConfig:
         require(given is None or self.decode > 0, "data.source", given, "give decode, the number of rows to compare, with it")
         parent = Path(self.out).absolute().parent if self.out else Path()
         require(parent.is_dir(), "out", self.out, f"the folder {parent} does not exist; make it first")
+        require(self.out is None or not Path(self.out).is_dir(), "out", self.out, "a folder; give the name of a JSON file")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -27,7 +27,7 @@ import frame
 import numpy as np
 
 SHORT_SIDE, QUALITY = 288, 90
-PRESETS = {"tiny": (64, 64, 256, 128), "kl-f8": (256, 1, 2, 1)}
+PRESETS = {"tiny": (64, 64, 1024, 512), "kl-f8": (256, 1, 2, 1)}
 """Side of the crops, microbatch, rows of a round and of a shard."""
 MEMORY_ROWS = (10_000, 1_000_000)
 
@@ -72,7 +72,7 @@ def make_photos(source: str, folder: Path, count: int) -> None:
         photo.save(folder / f"{number:05d}.jpg", quality=QUALITY)
 
 
-def save_network(preset: str, folder: Path, side: int, **shape: Any) -> None:
+def save_network(preset: Any, folder: Path, side: int, **shape: Any) -> None:
     """A network with random weights: what they are costs no time."""
     import torch
 
@@ -93,18 +93,21 @@ class Encoding:
         from autoencoder.latents.crops import CropBatches
         from autoencoder.latents.network import Encoder
         from autoencoder.latents.pipeline import measure
+        from autoencoder.latents.segments import PlannedImages
         from autoencoder.latents.setup import set_up
         from autoencoder.latents.table import SideTable
+        from autoencoder.latents.worker import Worker
 
         side, batch_size, self.rows, shard_rows = PRESETS[preset]
         data = EncodeDataConfig(source=str(scratch / "photos"), resolution=side, resize=resize)
         config = EncodeConfig(model=str(scratch / preset), out="", data=data, batch_size=batch_size, shard_rows=shard_rows)
-        setup = set_up(config)
-        self.plan, self._shards = setup.plan, list(range(self.rows // shard_rows))
+        setup = set_up(config, Worker(), None)
+        self.plan, self._shards = setup.base.plus(setup.told, setup.base.labels, setup.made_with), list(range(self.rows // shard_rows))
         ranges = [rows for shard in self._shards for rows in self.plan.microbatches(shard)]
-        self._crops, self._encoder = CropBatches(setup.source, self.plan, setup.data, ranges), Encoder(setup.vae, self.plan, setup.device)
+        planned = PlannedImages(setup.source, self.plan, {0: None})
+        self._crops, self._encoder = CropBatches(planned, self.plan, setup.data, ranges), Encoder(setup.vae, self.plan, setup.device)
         self._batches = [self._crops[number] for number in range(len(ranges))]
-        self._table, self._cuda = SideTable(setup.source, None, self.plan), setup.device.type == "cuda"
+        self._table, self._cuda = SideTable(planned, None, self.plan), setup.device.type == "cuda"
         self.workers = measure(self._crops, self._encoder).workers
 
     def plain(self) -> None:
@@ -124,7 +127,7 @@ class Encoding:
 
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
             for _ in encode_shards(
-                Path(folder), self.plan, self._shards, self._crops, self._encoder, self._table, self.workers, self._cuda
+                Path(folder), self.plan, self._shards, self._crops, self._encoder, self._table, self.workers, self._cuda, rows=self.rows
             ):
                 pass
 

@@ -82,9 +82,10 @@ def alone(measure: Callable[..., dict[str, float]], *arguments: Any) -> dict[str
 
 def make_index(source: str, file: Path) -> dict[str, float]:
     import gc
+    import importlib
 
     # Arrow imports it when it first makes an array.
-    import pandas  # noqa: F401
+    importlib.import_module("pandas")
 
     from autoencoder.data import folder, parquet, tars  # noqa: F401
     from autoencoder.data.sources import Indexed, open_files

@@ -110,7 +110,7 @@ def start(images: Tensor, units: int) -> LinearVAE:
 
 def measured(vae: LinearVAE, images: Tensor, sigma: float, *, samples: int) -> Any:
     """The account in float64 of a network in float32."""
-    exact = LinearVAE(vae.center.double(), len(vae.logvar))
+    exact = LinearVAE(vae.get_buffer("center").double(), len(vae.logvar))
     exact.load_state_dict(vae.state_dict())
     return account(exact, images, sigma, samples=samples)
 

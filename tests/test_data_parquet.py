@@ -218,3 +218,11 @@ def test_a_broken_row_group_names_its_file(photos: pathlib.Path) -> None:
     (photos / "a.parquet").write_bytes(data)
     with pytest.raises(ConfigError, match=r"data.source: got .*a.parquet'; cannot be read as parquet"):
         opened(photos)
+
+
+def test_a_column_with_a_dot_in_its_name_counts_its_bytes(tmp_path: pathlib.Path) -> None:
+    pq.write_table(pa.table({"image.png": FILES[:8], "image": list(range(8))}), tmp_path / "a.parquet", row_group_size=2)
+    source = opened(tmp_path, label_column="image")
+    blocks = blocks_of(source)
+    assert blocks is not None and blocks.together <= parquet.SHUFFLED // sum(map(len, FILES[:2]))
+    assert np.array_equal(source.read(5).pixels, PIXELS[5]) and source.read(5).label == 5

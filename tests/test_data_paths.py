@@ -1,13 +1,15 @@
 """What a source string names."""
 
+import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
 from autoencoder.data.paths import check_source, folder_splits, locate, walk_images
-from autoencoder.runtime.errors import ConfigError
+from autoencoder.runtime.errors import ConfigError, UsageError
 
 
 def touch(path: pathlib.Path) -> None:
@@ -82,3 +84,20 @@ def test_checking_paths_imports_nothing_heavy() -> None:
         "import sys, autoencoder.data.paths; print(sorted({'torch', 'datasets', 'numpy', 'PIL', 'pyarrow', 'fsspec'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("look", [lambda root: list(walk_images(root)), lambda root: check_source(root)])
+def test_links_that_go_in_a_circle_are_refused_and_others_followed(tmp_path: pathlib.Path, look: Callable[[str], object]) -> None:
+    touch(tmp_path / "photos" / "a" / "text.txt")
+    touch(tmp_path / "elsewhere" / "1.png")
+    # The same folder twice is no circle, and a link to nothing but itself no folder.
+    for name in ("b", "c"):
+        os.symlink(tmp_path / "elsewhere", tmp_path / "photos" / name)
+    os.symlink("self", tmp_path / "photos" / "self")
+    assert list(walk_images(str(tmp_path / "photos"))) == [os.path.join("b", "1.png"), os.path.join("c", "1.png")]
+    assert folder_splits(str(tmp_path / "photos")) == []
+    (tmp_path / "elsewhere" / "1.png").unlink()
+    for name in ("back", "again"):
+        os.symlink(tmp_path / "photos", tmp_path / "elsewhere" / name)
+    with pytest.raises(UsageError, match="is a link back to a folder that it is in"):
+        look(str(tmp_path / "photos"))

@@ -271,3 +271,33 @@ def test_names_of_compressed_tars_are_refused_with_the_remedy(tmp_path: pathlib.
     (tmp_path / name).touch()
     with pytest.raises(ConfigError, match=f"{name} is compressed, .*; unpack it to a plain .tar"):
         open_images(DataConfig(source=str(tmp_path / name)), split="train")
+
+
+def test_a_name_may_have_the_end_of_a_line_in_it(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar([("a\nb/c.png", FILES[0]), ("d\n.png", FILES[1])]))
+    assert [opened(tmp_path).read(k).id for k in range(2)] == ["0:a\nb/c.png", "1:d\n.png"]
+
+
+def test_an_empty_label_is_none_and_one_beyond_32_bits_is_refused(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar([*samples_of(0, 2, cls="1{k}"), ("002.png", FILES[2]), ("002.cls", b" ")]))
+    source = opened(tmp_path)
+    assert source.labels is None
+    assert [source.read(k).label for k in range(3)] == [10, 11, -1]
+    (tmp_path / "a.tar").write_bytes(tar(samples_of(0, 2, cls="2147483648")))
+    with pytest.raises(ConfigError, match=r"label_column: .*a label is 2147483648; classes are numbers below 2\*\*31, or names"):
+        opened(tmp_path)
+
+
+def test_names_that_make_a_field_of_every_member_are_refused(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar([(f"{k}.{k:04d}.png", FILES[0]) for k in range(samples.MOST_FIELDS + 1)]))
+    with pytest.raises(ConfigError, match=r"a.tar has fields .* like '0500.png', and more than 500 of them"):
+        opened(tmp_path)
+
+
+def test_a_tar_packed_in_another_order_is_another_source(tmp_path: pathlib.Path) -> None:
+    members_there = samples_of(0, 5)
+    fingerprints = set()
+    for packed in (members_there, members_there[::-1], members_there):
+        (tmp_path / "a.tar").write_bytes(tar(packed))
+        fingerprints.add((opened(tmp_path).fingerprint, (tmp_path / "a.tar").stat().st_size))
+    assert len(fingerprints) == 2 and len({size for _, size in fingerprints}) == 1

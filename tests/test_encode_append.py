@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet
@@ -12,6 +13,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from autoencoder import encode
+from autoencoder.latents import shards
+from autoencoder.latents.plan import Plan
 from autoencoder.latents.reader import Latents
 from tests.encode_children import files, finish, photos, small_model, start
 
@@ -248,3 +251,46 @@ def test_more_images_that_come_during_an_append_are_for_the_next(
     assert encode.main(argv) == 0
     assert len(Latents(out)) == 26
     assert json.loads((out / "manifest.json").read_text())["labels"] == ["bee", "cat", "ant", "dog"]
+
+
+def test_without_the_names_of_the_old_images_nothing_is_appended(
+    growing: tuple[Path, Path], setting: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos_there, latents = growing
+    (latents / "images-00000.parquet").write_bytes(b"")
+    said = refused(capsys, arguments(setting, photos_there, latents, "--append"))
+    assert "images-00000.parquet cannot be read" in said and "would be added again" in said
+    assert len(Latents(latents)) == 2 * len(OLD)
+
+
+def test_images_that_are_taken_for_others_by_names_and_sizes_are_told(
+    setting: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for day in ("monday", "tuesday"):
+        (tmp_path / day).mkdir()
+        for k in range(2):
+            np.save(tmp_path / day / f"{k}.npy", np.full((20, 20, 3), 10 * k + len(day), np.uint8))
+    assert encode.main(arguments(setting, tmp_path / "monday", tmp_path / "latents")) == 0
+    assert "note:" not in capsys.readouterr().err
+    assert encode.main(arguments(setting, tmp_path / "tuesday", tmp_path / "latents", "--append")) == 0
+    said = capsys.readouterr()
+    assert f"tuesday has images with the names and sizes of {tmp_path / 'monday'} and is taken for it" in said.err
+    assert "nothing to append" in said.out
+
+
+def test_a_worker_of_the_plan_before_an_append_leaves_the_longer_manifest(
+    setting: Path, growing: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos_there, latents = growing
+    again, read = [0], shards.read_records
+
+    def appended_meanwhile(folder: Path, plan: Plan) -> dict[int, Any]:
+        records = read(folder, plan)
+        again[0] += 1
+        if again[0] == 1:
+            assert encode.main(arguments(setting, photos_there, latents, "--append", "--worker=0", "--workers=1")) == 0
+        return records
+
+    monkeypatch.setattr(shards, "read_records", appended_meanwhile)
+    assert encode.main(["--model=none", f"--out={latents}", "--only=finalize"]) == 0
+    assert len(Latents(latents)) == 2 * len(OLD) + 2 * len(NEW)

@@ -9,19 +9,28 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from autoencoder import encode
+from autoencoder.data.batch import Example, stack
 from autoencoder.latents import progress, shards
 from autoencoder.latents.lanes import SMALL_BYTES, Lanes
+from autoencoder.latents.network import Encoder
 from autoencoder.latents.pipeline import Speed
+from autoencoder.latents.plan import Plan
 from autoencoder.latents.progress import Progress, Stopwatch
+from autoencoder.pixel_recipe import PixelRecipe
+from autoencoder.pretrained import load
 from autoencoder.runtime.memory import keep_freed
 from tests import children
 from tests.encode_children import files, photos, small_model
 
 CPU = torch.device("cpu")
+RECIPE = {
+    "precision": "fp32", "moments": False, "pixels": PixelRecipe().to_json(), "data": {"resolution": 16}, "batch_size": 1, "dtype": "fp32",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -212,3 +221,26 @@ def _allocate(keep: bool) -> None:
 def test_memory_that_is_kept_is_not_mapped_again() -> None:
     assert children.wait(children.start(_allocate, True)) == 0
     assert children.wait(children.start(_allocate, False)) == 1
+
+
+def test_what_is_waited_for_is_the_work_of_the_workers_own_gpu(setting: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded: list[object] = []
+
+    class Event:
+        def record(self, stream: object = "of the first GPU") -> None:
+            recorded.append(stream)
+
+        def synchronize(self) -> None:
+            pass
+
+    empty, batch = torch.empty, stack([Example(np.zeros((16, 16, 3), np.uint8), np.empty(0, np.float32), 0, "", 0, 0)], [], PixelRecipe())
+    plan = Plan.of(RECIPE, shape=(4, 8, 8), labels=None, decoder_hash="")
+    encoder = Encoder(load(str(setting / "vae")), plan, CPU)
+    expected = encoder(batch)["mean"]
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: f"of {device}")
+    monkeypatch.setattr(torch, "empty", lambda shape, pin_memory: empty(shape))
+    encoder.on_cpu = False
+    with encoder.lanes.in_order(encoder, [batch]) as encoded:
+        assert [np.array_equal(moments["mean"], expected) for _, moments in encoded] == [True]
+    assert recorded == ["of cpu"]

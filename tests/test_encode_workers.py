@@ -1,8 +1,10 @@
 """Several workers and single stages: the same bytes as one process that does all."""
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow.parquet
 import pytest
 import torch
 
@@ -222,3 +224,32 @@ def test_an_index_is_kept_beside_the_plan(setting: Path, tmp_path: Path, monkeyp
     assert (tmp_path / "index-00000.arrow").read_bytes() == str(setting / "photos").encode()
     assert encode.main(arguments(setting, tmp_path, "--only=plan", "--seed=1")) == 0
     assert (tmp_path / "index-00000.arrow").is_file()
+
+
+def test_a_refused_worker_leaves_the_plan_of_one_that_has_gone(setting: Path, tmp_path: Path) -> None:
+    folder = LatentsFolder(tmp_path / "latents", shared=True)
+    assert finish(start(arguments(setting, tmp_path / "latents", "--worker=0", "--workers=2"), kill_at=8)) < 0
+    (tmp_path / "latents" / "data-00000.json").unlink(missing_ok=True)
+    folder.withdraw()
+    folder.close()
+    assert encode.main(arguments(setting, tmp_path / "latents", "--only=encode")) == 0
+
+
+def test_names_need_not_be_utf8(setting: Path, tmp_path: Path) -> None:
+    photos(tmp_path / "photos", ["a.png", "b.png"])
+    os.rename(tmp_path / "photos" / "b.png", os.path.join(os.fsencode(tmp_path / "photos"), b"\xff.png"))
+    (tmp_path / "photos" / "c.png").write_bytes(b"no image")
+    argv = arguments(setting, tmp_path / "latents", f"--data.source={tmp_path / 'photos'}")
+    assert encode.main(argv) == 0
+    assert pyarrow.parquet.read_table(tmp_path / "latents" / "data-00000.parquet")["name"].to_pylist() == ["a.png"] * 2 + ["?.png"]
+    assert encode.main(argv) == 0
+
+
+def test_who_mends_a_finished_folder_says_what_it_did(setting: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert encode.main(arguments(setting, tmp_path)) == 0
+    (tmp_path / "data-00002.json").unlink()
+    capsys.readouterr()
+    assert encode.main(arguments(setting, tmp_path)) == 0
+    assert capsys.readouterr().out.endswith("38 rows in 8 shards, written\n")
+    assert encode.main(arguments(setting, tmp_path)) == 0
+    assert capsys.readouterr().out.endswith("finished already (38 rows); nothing to do\n")

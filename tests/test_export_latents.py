@@ -1,7 +1,9 @@
 """Exports of latents: stock loaders read every row, a stopped export goes on, and what does not fit is refused."""
 
+import errno
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 from autoencoder import export_latents
 from autoencoder.latents import exporting
 from autoencoder.latents.reader import Latents
+from autoencoder.runtime.files import put
 from tests.encode_children import photos, small_model
 from tests.small_latents import encode_photos, rewrite
 
@@ -135,3 +138,33 @@ def test_a_value_that_fp16_cannot_hold_is_named(made: Path, tmp_path: Path, caps
     assert export(folder, tmp_path / "out", "--dtype=fp16") == 2
     assert "data-00001.safetensors: mean of row 2 is not finite; fp16 ends at 65504: export as fp32" in capsys.readouterr().err
     assert not (tmp_path / "out" / "latents.json").exists()
+
+
+def test_a_start_that_was_cut_short_is_begun_again(made: Path, tmp_path: Path) -> None:
+    (tmp_path / ".latents.json.partial").write_text('{"exp')
+    assert export(made, tmp_path) == 0
+    assert len(list(tmp_path.glob("*.parquet"))) == 4
+
+
+@pytest.mark.parametrize("file", ["latents.json", "data-00000.parquet"])
+def test_a_full_disk_is_told_and_the_same_command_goes_on(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], file: str
+) -> None:
+    def full(path: Path) -> None:
+        if path.name == file:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        put(path)
+
+    monkeypatch.setattr(exporting, "put", full)
+    assert export(made, tmp_path) == 2
+    assert f"{file}'; cannot be written ([Errno 28] No space left on device)" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert export(made, tmp_path) == 0
+    assert len(list(tmp_path.iterdir())) == 6  # four files, what they are, the lock
+
+
+def test_a_table_that_is_gone_is_named(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(made, tmp_path / "latents")
+    (tmp_path / "latents" / "data-00001.parquet").unlink()
+    assert export(tmp_path / "latents", tmp_path / "out") == 2
+    assert "data-00001.parquet cannot be read" in capsys.readouterr().err

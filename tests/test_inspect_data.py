@@ -15,6 +15,7 @@ from autoencoder.data.sources import open_train_and_validation
 from autoencoder.data_config import DataConfig
 from autoencoder.inspect_data import InspectConfig, main
 from diffusion.command import main as firststage
+from tests.source_files import FILES, tar
 
 RNG = np.random.default_rng(0)
 
@@ -178,3 +179,9 @@ def test_a_range_is_said_with_what_it_is_of(tmp_path: Path, capsys: pytest.Captu
     assert "# band 12 takes up least of it, 12%" in capsys.readouterr().out
     assert main(["--source", source, "--bands=3"]) == 0
     assert "# 0.1% of values lie below low and 0.1% above high, and are clipped\n" in capsys.readouterr().out
+
+
+def test_a_setting_that_is_missing_has_the_name_that_it_has_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.tar").write_bytes(tar([("0.png", FILES[0]), ("0.mask.png", FILES[1])]))
+    assert main(["--source", str(tmp_path / "a.tar")]) == 2
+    assert capsys.readouterr().err.startswith("error: image_column: not given; columns that can hold images: png, mask.png")

@@ -303,3 +303,17 @@ def test_what_is_no_finished_folder_of_latents_is_told_without_torch(copy: Path,
         check_latents(str(copy), "latents")
     code = "import sys, autoencoder.latents.check, autoencoder.encode; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False).returncode == 0
+
+
+def test_threads_that_ask_at_once_get_memory_of_their_own() -> None:
+    memory, others = reader._Memory(), list[np.ndarray]()
+    memory.lend((4,))
+
+    def another_thread_asks() -> None:
+        if not others:
+            others.append(np.empty(0))
+            others.append(memory.lend((4,)))
+
+    memory._lent = [(kept, another_thread_asks) for kept, _ in memory._lent]  # type: ignore[misc]
+    mine = memory.lend((4,))
+    assert len(others) == 2 and not np.shares_memory(mine, others[1])

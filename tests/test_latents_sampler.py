@@ -116,12 +116,13 @@ def test_a_pool_holds_few_blocks_drawn_at_random() -> None:
         ({"batch_size": 8, "world": 3}, "batch_size: got 8 over 3 processes; give a multiple"),
         ({"batch_size": 8, "world": 2, "rank": 2}, "rank: got 2; give 0 to 1"),
         ({"batch_size": 8, "rows_seen": -1}, "rows_seen: got -1"),
+        ({"batch_size": 8, "seed": -1}, "seed: got -1; give an integer from 0"),
         ({"batch_size": 8, "block_rows": 9, "pool_rows": 8}, "block_rows: got 9; give 1 to pool_rows"),
     ],
 )
 def test_numbers_that_do_not_go_together_are_refused(given: dict[str, int], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        RowSampler(103, seed=0, **given)  # type: ignore[arg-type]
+        RowSampler(103, **{"seed": 0, **given})  # type: ignore[arg-type]
 
 
 def test_the_file_needs_numpy_alone(tmp_path: Path) -> None:

@@ -56,3 +56,17 @@ def test_no_rows_change_nothing() -> None:
     none, some = Moments.of(mean[:0], logvar[:0]), Moments.of(mean, logvar)
     for merged in (none.merge(some), some.merge(none), none.merge(none).merge(some)):
         assert merged.statistics() == some.statistics()
+
+
+@pytest.mark.parametrize("stored", ["moments", "means"])
+def test_folders_are_merged_by_what_their_manifests_say(stored: str) -> None:
+    mean, logvar = rows(100, offset=10.0)
+    given = logvar if stored == "moments" else None
+    cut = [(mean[:30], given if given is None else given[:30]), (mean[30:], given if given is None else given[30:])]
+    told = [json.loads(json.dumps(Moments.of(*part).statistics())) for part in cut]
+    merged, whole = functools.reduce(Moments.merge, map(Moments.of_manifest, told)).statistics(), Moments.of(mean, given).statistics()
+    for name in ("mean", "std", "values", "posterior_variance"):
+        if whole[name] is None:
+            assert merged[name] is None
+        else:
+            np.testing.assert_allclose(merged[name], whole[name], rtol=1e-12)

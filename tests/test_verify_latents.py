@@ -17,6 +17,7 @@ from autoencoder import verify_latents
 from autoencoder.data.pixels import to_images
 from autoencoder.latents.comparing import Compared
 from autoencoder.latents.peculiarities import TYPES, Measured, duplicates, far_off, rounded, rounding_error
+from autoencoder.latents.plan import digest
 from autoencoder.latents.reader import Latents, manifest_digest
 from autoencoder.latents.statistics import Moments
 from autoencoder.metrics import psnr
@@ -208,8 +209,9 @@ def test_images_that_moved_are_given_and_others_are_refused(
 ) -> None:
     photos_there = shutil.copytree(made / "photos", tmp_path / "moved")
     plan = json.loads((copy / "plan.json").read_text())
+    del plan["sha256"]
     plan["segments"][0]["source"]["name"] = "/no/such/folder"
-    (copy / "plan.json").write_text(json.dumps(plan))
+    (copy / "plan.json").write_text(json.dumps({**plan, "sha256": digest(plan)}))
     edit(copy, lambda m: m["segments"][0]["source"].update(name="/no/such/folder"))
     assert verify(copy, "--decode=4") == 2
     assert "the images (/no/such/folder) are not where they were" in capsys.readouterr().err
@@ -244,6 +246,8 @@ def test_rows_of_an_appended_segment_are_compared_with_its_images(made: Path, tm
     rows = len(Latents(tmp_path / "latents"))
     assert verify(tmp_path / "latents", f"--decode={rows}", f"--out={out}") == 0
     assert json.loads(out.read_text())["decoded"]["rows"] == rows
+    photos(tmp_path / "others", NAMES[:3], seed=5)
+    assert verify(tmp_path / "latents", "--decode=2", f"--data.source={tmp_path / 'others'}") == 2, "nothing is of what was asked for"
 
 
 # What rows are like
@@ -298,3 +302,52 @@ def test_a_row_that_decodes_far_worse_than_the_others_is_named() -> None:
     compared = Compared(name=[""] * 100, psnr=psnr_db, rounding={}, unreadable=[], **others)
     assert compared.low == [7]
     assert compared.others == []
+
+
+def test_killed_while_mending_the_damage_is_still_found(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for shard in (1, 2):
+        flip(copy / f"data-0000{shard}.safetensors")
+    removed, unlink = list[str](), Path.unlink
+
+    def killed(path: Path, missing_ok: bool = False) -> None:
+        if removed:
+            raise KeyboardInterrupt
+        removed.append(path.name)
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", killed)
+    assert verify(copy, "--mend") == 130
+    monkeypatch.undo()
+    assert verify(copy) == 1, "not `not finished`, after which the next run believes what is left"
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_text("{}"), lambda path: path.write_text(path.read_text()[:-9])])
+def test_without_its_plan_nothing_is_mended(copy: Path, damage: Callable[[Path], object], capsys: pytest.CaptureFixture[str]) -> None:
+    damage(copy / "plan.json")
+    assert verify(copy, "--decode=2") == 1
+    assert "plan.json: cannot be read" in capsys.readouterr().err
+    flip(copy / "data-00001.safetensors")
+    assert verify(copy, "--mend") == 2
+    assert "put it back first" in capsys.readouterr().err
+    assert len(Latents(copy)) == 18
+
+
+def test_a_report_goes_into_a_file_not_a_folder(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert verify(copy, f"--out={tmp_path}") == 2
+    assert "a folder; give the name of a JSON file" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_shard_without_a_row_is_whole_and_forged_moments_are_damage(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos(tmp_path / "photos", NAMES[:4])
+    (tmp_path / "photos" / NAMES[3]).write_bytes(b"no image")
+    latents = encode_photos(made / "vae", tmp_path / "photos", tmp_path / "latents", "--shard_rows=3")
+    assert verify(latents, "--decode=2") == 0
+    file = latents / "data-00001.json"
+    record = json.loads(file.read_text())
+    assert record["rows"] == 0
+    file.write_text(json.dumps(record | {"moments": record["moments"] | {"count": 64}}))
+    assert verify(latents) == 1
+    assert "data-00001.json: its moments are not those of the rows" in capsys.readouterr().err

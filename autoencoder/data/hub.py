@@ -21,12 +21,12 @@ class HubSource:
     in_memory = False
 
     def __init__(self, table: Dataset, *, name: str, config: DataConfig, key: str) -> None:
-        room, schema = key.rpartition(".")[0], table.features.arrow_schema
+        room, schema = key[: key.rfind(".") + 1], table.features.arrow_schema
         self.name, self.fingerprint = name, table._fingerprint
-        self._image = columns.image_column(schema, config.image_column, f"{room}.image_column")
+        self._image = columns.image_column(schema, config.image_column, f"{room}image_column")
         if isinstance(table.features[self._image], Image):
             table = table.cast_column(self._image, Image(decode=False))
-        self._label = columns.label_column(schema, config.label_column, f"{room}.label_column")
+        self._label = columns.label_column(schema, config.label_column, f"{room}label_column")
         self.labels, self._numbers = columns.class_names(schema, self._label), None
         if self.labels is None and self._label is not None and columns.is_text(schema.field(self._label).type):
             self.labels = sorted(name for name in table.unique(self._label) if name is not None)
@@ -66,7 +66,7 @@ def open_hub(name: str, split: str, config: DataConfig, key: str) -> HubSource:
     """A split of a dataset on the hub, downloaded or from the cache."""
     splits = hub_splits(name, key)
     if split not in splits:
-        raise ConfigError(f"{key.rpartition('.')[0]}.split", split, f"{name} has {' and '.join(splits)}")
+        raise ConfigError(f"{key[: key.rfind('.') + 1]}split", split, f"{name} has {' and '.join(splits)}")
     try:
         table = _load(name, split=split)
     except Exception as error:

@@ -187,7 +187,7 @@ def _reasons(file: Listed, key: str) -> Iterator[None]:
 
 def _index(location: Location, config: DataConfig, key: str) -> Index:
     """One row a row group: file, number in it, rows, and bytes of its images."""
-    files, room = stat_files(location), key.rpartition(".")[0]
+    files, room = stat_files(location), key[: key.rfind(".") + 1]
     first: pa.Schema | None = None
     facts: dict[str, Any] = {}
 
@@ -198,12 +198,13 @@ def _index(location: Location, config: DataConfig, key: str) -> Index:
                 schema, footer = opened.schema_arrow, opened.metadata
                 if first is None:
                     first = schema
-                    facts["image"] = columns.image_column(schema, config.image_column, f"{room}.image_column")
-                    facts["label"] = columns.label_column(schema, config.label_column, f"{room}.label_column")
+                    facts["image"] = columns.image_column(schema, config.image_column, f"{room}image_column")
+                    facts["label"] = columns.label_column(schema, config.label_column, f"{room}label_column")
                 elif not schema.equals(first):
                     remedy = f"{file.path} has columns other than those of {files[0].path}: {_difference(schema, first)}; give one of them"
                     raise ConfigError(key, location.paths, remedy)
-                image = [c for c in range(footer.num_columns) if footer.schema.column(c).path.split(".")[0] == facts["image"]]
+                # A column's own name may have dots as well as the way to what it holds.
+                image = [c for c in range(footer.num_columns) if f"{footer.schema.column(c).path}.".startswith(f"{facts['image']}.")]
                 for group in range(footer.num_row_groups):
                     of = footer.row_group(group)
                     if of.num_rows:

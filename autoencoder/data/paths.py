@@ -18,6 +18,9 @@ IMAGE_EXTENSIONS = (
 # fmt: on
 VALIDATION_SPLITS = ("validation", "val", "valid", "dev", "test")
 
+_Way = tuple[tuple[int, int], ...]
+"""The folders from the root to one, by device and inode."""
+
 
 @dataclass(frozen=True)
 class Location:
@@ -89,15 +92,18 @@ def walk_images(root: str) -> Iterator[str]:
 def find_images(root: str) -> Iterator[Found]:
     """The image files under a folder, here or remote, by extension; hidden ones are left out.
 
-    The order is one of their names alone: of each folder first its files, then its subfolders. Links are followed.
+    The order is one of their names alone: of each folder first its files, then its subfolders. Links are followed; UsageError for one
+    that leads back to a folder that it is in.
     """
-    pending = [""]
+    pending: list[tuple[str, _Way]] = [("", ())]
     while pending:
-        under = pending.pop()
-        subfolders, files = _listed(_join(root, under), under)
+        under, way = pending.pop()
+        here = _join(root, under)
+        way = _onwards(way, here)
+        subfolders, files = _listed(here, under)
         files.sort()
         yield from files
-        pending.extend(f"{under}{name}/" for name in sorted(subfolders, reverse=True))
+        pending.extend((f"{under}{name}/", way) for name in sorted(subfolders, reverse=True))
 
 
 def folder_splits(root: str) -> list[str]:
@@ -115,11 +121,25 @@ def visible_subfolders(root: str) -> list[str]:
     if remote.is_remote(root):
         return sorted(name for name in remote.list_folder(root)[0] if not name.startswith("."))
     with os.scandir(root) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        return sorted(entry.name for entry in entries if _is_folder(entry) and not entry.name.startswith("."))
 
 
 def _join(root: str, under: str) -> str:
     return os.path.join(root, under.replace("/", os.sep)) if not remote.is_remote(root) else f"{root.rstrip('/')}/{under}".rstrip("/")
+
+
+def _onwards(way: _Way, folder: str) -> _Way:
+    """The way on into `folder`; UsageError where it has been on it already: then links go in a circle."""
+    if remote.is_remote(folder):
+        return way
+    try:
+        stat = os.stat(folder)
+    except OSError as error:
+        _refuse(error)
+    this = (stat.st_dev, stat.st_ino)
+    if this in way:
+        raise UsageError(f"{folder} is a link back to a folder that it is in, so that images would come again and again; take it away")
+    return (*way, this)
 
 
 def _is_image(name: str) -> bool:
@@ -164,14 +184,15 @@ def _holds_images(root: str) -> bool:
     """Whether there is an image under a folder: as soon as one is seen, without looking at sizes."""
     if remote.is_remote(root):
         return next(find_images(root), None) is not None
-    pending = [root]
+    pending: list[tuple[str, _Way]] = [(root, ())]
     while pending:
-        folder = pending.pop()
+        folder, way = pending.pop()
+        way = _onwards(way, folder)
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
                     if _is_folder(entry):
-                        pending += [] if entry.name.startswith(".") else [entry.path]
+                        pending += [] if entry.name.startswith(".") else [(entry.path, way)]
                     elif _is_image(entry.name):
                         return True
         except OSError as error:

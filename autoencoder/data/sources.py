@@ -141,7 +141,7 @@ def open_own(own: OwnClass, config: DataConfig, key: str) -> "OwnSource":
 
     found = OwnSource(own, config, key)
     found.look()
-    _check_fit(found, config, key.rpartition(".")[0])
+    _check_fit(found, config, key[: key.rfind(".") + 1])
     return found
 
 
@@ -151,7 +151,7 @@ def open_source(source: str, *, split: str, config: DataConfig, key: str = "data
     `split` is one of the source's splits; sources without splits (files, folders that are not split) have one, `train`.
     """
     found = open_files(source, split, config, key, index)
-    _check_fit(found, config, key.rpartition(".")[0])
+    _check_fit(found, config, key[: key.rfind(".") + 1])
     return found
 
 
@@ -196,7 +196,7 @@ def _check_fit(source: Source, config: DataConfig, room: str) -> None:
     if len(misfits) > whole:
         first = misfits[0]
         given = None if first.misfit is None else getattr(config, first.misfit)
-        raise ConfigError(f"{room}.{first.misfit}", given, f"{source.name}: {first.id} does not fit: {first.reason}")
+        raise ConfigError(f"{room}{first.misfit}", given, f"{source.name}: {first.id} does not fit: {first.reason}")
 
 
 def open_train_and_validation(config: DataConfig) -> tuple[Source, Source]:

@@ -70,7 +70,7 @@ def _going_on(folder: LatentsFolder, setup: Setup, seen: Plan, done: Container[i
     foreign = [n for n in missing if seen.segments.index(seen.segment_of(n)) not in found.segments]
     if foreign and (append or len(foreign) == len(missing)):
         raise UsageError(f"{folder.path}: {not_done(seen, foreign)}")
-    notes = _notes(folder, setup, seen, [n for n in missing if n not in foreign])
+    notes = [*_taken_for(setup, seen, found), *_notes(folder, setup, seen, [n for n in missing if n not in foreign])]
     added = len(found.added)
     if missing and added:
         notes.append(f"note: {added:,} more images of {setup.source.name} are not planned yet; once these are done, --append adds them")
@@ -131,6 +131,14 @@ def _check_recipe(folder: LatentsFolder, setup: Setup, seen: Plan, found: Found,
     if differing:
         listed = "\n  ".join(differing)
         raise UsageError(f"{here} holds latents of another plan:\n  {listed}\n{remedy}")
+
+
+def _taken_for(setup: Setup, seen: Plan, found: Found) -> list[str]:
+    """That images elsewhere have names and sizes of planned ones: moved or, of formats of fixed size, perhaps others."""
+    here, planned = setup.source.name, [seen.segments[k].source["name"] for k in sorted(found.segments)]
+    if not planned or here in planned:
+        return []
+    return [f"note: {here} has images with the names and sizes of {planned[0]} and is taken for it, moved; give others other names"]
 
 
 def _altered(found: Found) -> list[tuple[Sequence[str], str]]:

@@ -150,8 +150,8 @@ def _open(folder: Path, plan: Plan, data: DataConfig, given: VerifyDataConfig) -
         if k in segments:
             continue
         source, found = asked, {} if asked is None else find(asked, segment.source, plan, folder).segments
-        # One segment has to be of what was asked for; of several, others are where they were.
-        if source is None or (k not in found and len(plan.segments) > 1):
+        # A segment has to be of what was asked for; others are where they were.
+        if source is None or (found and k not in found):
             source = _reopen(segment.source, data)
             found = find(source, segment.source, plan, folder).segments
         if k not in found:

@@ -1,7 +1,8 @@
 """From a configuration to a finished folder of latents: plan, encode, finalize."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,14 @@ def encode_dataset(config: EncodeConfig, folder: LatentsFolder, worker: Worker) 
     if config.only == "plan":
         print(f"{folder.path}: {work.plan.shards} shards are planned, {len(work.pending)} of them are to be encoded")
         return 0
-    nothing = "nothing to append" if config.append and not work.pending else FINISHED
-    for record in work.encode():
-        records[record["shard"]] = record
-        _tolerate(records, config.data.max_bad, work.plan)
+    nothing, begun = "nothing to append" if config.append and not work.pending else FINISHED, len(records)
+    bad = _unreadable(records)
+    # Closed here, so that no shard is being written any more when the folder is let go.
+    with closing(work.encode()) as encoded:
+        for record in encoded:
+            records[record["shard"]] = record
+            bad |= _unreadable({record["shard"]: record})
+            _tolerate(bad, config.data.max_bad, work.plan)
     if config.only == "encode" or worker.shared:
         records = shards.read_records(folder.path, work.plan)
         left = work.plan.shards - len(records)
@@ -57,7 +62,7 @@ def encode_dataset(config: EncodeConfig, folder: LatentsFolder, worker: Worker) 
             last = "--only finalize" if config.only == "encode" else "the worker that finds all of them done"
             print(worker.says(f"{folder.path}: its shards are done, {left} of all {work.plan.shards} are not; {last} writes the manifest"))
             return 0
-    return _finish(config, folder, work.plan, records, nothing)
+    return _finish(config, folder, work.plan, records, nothing if begun == work.plan.shards else None)
 
 
 def _plan(config: EncodeConfig, folder: LatentsFolder, worker: Worker) -> tuple["_Work", Records]:
@@ -111,7 +116,7 @@ class _Work:
         if self._config.preflight and not self.pending:
             print(f"{folder.path}: all {self.plan.shards} shards are done")
 
-    def encode(self) -> Iterator[dict[str, Any]]:
+    def encode(self) -> Generator[dict[str, Any]]:
         """Commit its shards, one after the other; yields their records."""
         if not self._mine:
             return
@@ -127,26 +132,37 @@ def _planned(folder: LatentsFolder) -> Plan:
     return plan
 
 
-def _finish(config: EncodeConfig, folder: LatentsFolder, plan: Plan, records: Records, nothing: str) -> int:
-    """Write the manifest, if there is none or another; UsageError where shards are not done."""
+def _finish(config: EncodeConfig, folder: LatentsFolder, plan: Plan, records: Records, nothing: str | None) -> int:
+    """Write the manifest, if there is none or another; UsageError where shards are not done. `nothing` is what to say of a start that had
+    nothing to do, None of one that had."""
     missing = [n for n in range(plan.shards) if n not in records]
     if missing:
         raise UsageError(f"{folder.path}: {not_done(plan, missing)}")
-    _tolerate(records, config.data.max_bad, plan)
+    bad = _unreadable(records)
+    _tolerate(bad, config.data.max_bad, plan)
     ordered = [records[n] for n in range(plan.shards)]
-    written = finalize(folder.path, plan, ordered)
+    with folder.planning():
+        # A manifest of the plan before the append would lose the rows that have come since.
+        if folder.plan() != plan:
+            print(f"{folder.path}: images were appended to its plan meanwhile; who encodes them writes the manifest")
+            return 0
+        written = finalize(folder.path, plan, ordered)
     folder.tidy()
-    bad = len({bad["image"] for record in ordered for bad in record["bad"]})
     if bad:
-        print(f"{bad} of {plan.images:,} images could not be read; their rows are left out and listed in the manifest (`bad`)")
+        print(f"{len(bad)} of {plan.images:,} images could not be read; their rows are left out and listed in the manifest (`bad`)")
     rows = sum(record["rows"] for record in ordered)
-    done = f"{rows:,} rows in {plan.shards} shards, written" if written else f"{nothing} ({rows:,} rows); nothing to do"
+    idle = nothing is not None and not written
+    done = f"{nothing} ({rows:,} rows); nothing to do" if idle else f"{rows:,} rows in {plan.shards} shards, written"
     print(f"{folder.path}: {done}")
     return 0
 
 
-def _tolerate(records: Records, most: int, plan: Plan) -> None:
-    bad = {bad["image"]: f"{bad['name']} ({bad['reason']})" for record in records.values() for bad in record["bad"]}
+def _unreadable(records: Records) -> dict[int, str]:
+    """Names and reasons of unreadable images, by their numbers."""
+    return {bad["image"]: f"{bad['name']} ({bad['reason']})" for record in records.values() for bad in record["bad"]}
+
+
+def _tolerate(bad: dict[int, str], most: int, plan: Plan) -> None:
     if len(bad) > most:
         raise UsageError(
             f"{plan.images_key}: {plan.segments[-1].source['name']}: {len(bad)} images cannot be read, data.max_bad is {most}: "

@@ -3,7 +3,8 @@
 import io
 import json
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,7 +16,7 @@ from autoencoder.export_latents import ExportLatentsConfig
 from autoencoder.latents.opened import open_latents
 from autoencoder.latents.progress import Progress
 from autoencoder.latents.reader import Latents, LatentsError, Shard, check_shard, not_finite
-from autoencoder.runtime.errors import ConfigError
+from autoencoder.runtime.errors import ConfigError, first_line
 from autoencoder.runtime.files import partial, put
 from autoencoder.runtime.lock import hold, make_folder, release
 
@@ -44,17 +45,22 @@ def export_latents(config: ExportLatentsConfig) -> int:
     notes: list[str] = []
     lock = hold(out, notes)
     try:
-        if _begin(out, json.dumps(told, indent=1)):
+        with _writing(out / TOLD):
+            done = _begin(out, json.dumps(told, indent=1))
+        if done:
             print(f"{out}: finished already ({len(latents):,} rows); nothing to do")
             return 0
         write = {"parquet": _write_parquet, "webdataset": _write_tar}[config.format]
         pending = [(entry, out / name) for entry, name in zip(entries, files, strict=True) if not (out / name).is_file()]
         progress = Progress(len(latents), len(latents) - sum(entry["rows"] for entry, _ in pending), verb="exported")
         for entry, path in pending:
-            _write(path, latents, entry, _DTYPES[dtype], write)
+            content = _content(latents, entry, _DTYPES[dtype])
+            with _writing(path):
+                _write(path, content, latents, write)
             progress.advance(entry["rows"])
         progress.close(finished=True)
-        put(out / TOLD)
+        with _writing(out / TOLD):
+            put(out / TOLD)
     finally:
         release(lock)
     print(f"{out}: {len(latents):,} rows in {len(files)} files of {config.format}, {dtype}; {TOLD} has their statistics and hashes")
@@ -65,8 +71,10 @@ def _begin(out: Path, told: str) -> bool:
     """Whether the very same export is finished already; ConfigError where the folder is of something else."""
     file = out / TOLD
     held = next((path for path in (file, partial(file)) if path.is_file()), None)
-    if held is None:
-        if any(path for path in out.iterdir() if not path.name.startswith(".")):
+    begun = any(path for path in out.iterdir() if not path.name.startswith("."))
+    # Where nothing is exported yet, what was killed may have written half of it.
+    if held is None or not begun:
+        if begun:
             raise ConfigError("out", str(out), f"a folder with other files and no {TOLD}; give one that is new or empty")
         partial(file).write_text(told, encoding="utf-8")
     elif held.read_text(encoding="utf-8") != told:
@@ -74,23 +82,40 @@ def _begin(out: Path, told: str) -> bool:
     return held == file
 
 
-def _write(
-    path: Path, latents: Latents, entry: dict[str, Any], dtype: np.dtype[Any], write: Callable[[Path, "_Content", Latents], None]
-) -> None:
-    shard = Shard(latents.folder / entry["file"])
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """ConfigError where `path` cannot be written."""
     try:
+        yield
+    except OSError as error:
+        raise ConfigError("out", str(path), f"cannot be written ({first_line(error)}); the same command goes on from here") from error
+
+
+def _content(latents: Latents, entry: dict[str, Any], dtype: np.dtype[Any]) -> "_Content":
+    """What is to be written of a shard; ConfigError where it is not what the manifest says."""
+    file = latents.folder / entry["table"]["file"]
+    try:
+        shard = Shard(latents.folder / entry["file"])
         shard.open()
         check_shard(shard, entry, has_logvar=latents.has_logvar, classes=None if latents.labels is None else len(latents.labels))
-        table = pyarrow.parquet.read_table(latents.folder / entry["table"]["file"])
+        table = pyarrow.parquet.read_table(file)
         if not np.array_equal(table["row"].to_numpy(), shard.tensors["id"]):
-            raise LatentsError(f"{latents.folder / entry['table']['file']}: not the rows of {entry['file']}; run verify_latents")
-        write(partial(path), _Content(shard, table, dtype), latents)
-    except (OSError, pyarrow.ArrowException, LatentsError) as error:
-        partial(path).unlink(missing_ok=True)
-        if isinstance(error, OSError) and not isinstance(error, pyarrow.ArrowException) and error.errno is not None:
-            raise ConfigError("out", str(path), f"cannot be written ({error.strerror}); the same command goes on from here") from error
+            raise LatentsError(f"{file}: not the rows of {entry['file']}; run verify_latents")
+    except LatentsError as error:
         raise ConfigError("latents", str(latents.folder), str(error)) from error
-    put(path)
+    except (OSError, KeyError, pyarrow.ArrowException) as error:
+        raise ConfigError("latents", str(latents.folder), f"{file} cannot be read ({first_line(error)}); run verify_latents") from error
+    return _Content(shard, table, dtype)
+
+
+def _write(path: Path, content: "_Content", latents: Latents, write: Callable[[Path, "_Content", Latents], None]) -> None:
+    try:
+        write(partial(path), content, latents)
+        put(path)
+    except LatentsError as error:
+        raise ConfigError("latents", str(latents.folder), str(error)) from error
+    finally:
+        partial(path).unlink(missing_ok=True)
 
 
 class _Content:

@@ -37,7 +37,7 @@ class LatentsFolder:
         """
         self.path, self.notes = Path(path), list[str]()
         self._lock: int | None = None
-        self._alone = False
+        self._alone = self._froze = False
         self._before: Before | None = None
         if dry and not self.path.exists():
             return
@@ -67,6 +67,9 @@ class LatentsFolder:
     def withdraw(self) -> None:
         """After a start that was refused: take away what it has made, unless there are shards or others may be at work."""
         if self._before is None or self._lock is None:
+            return
+        # What another worker has planned stays, also where it has gone since.
+        if not self._alone and not self._froze and (self.path / PLAN).is_file():
             return
         # A worker that was the only one is alone as well. Others who wait for the lock then find the folder gone, and make it.
         alone = self._alone or (not self.notes and _only_holder(self._lock))
@@ -119,7 +122,7 @@ class LatentsFolder:
         Shards that are not of `plan` go: only who is `alone` may leave segments of `seen` out.
         """
         file = self.path / PLAN
-        with writing(file), self._planning():
+        with writing(file), self.planning():
             if self.plan() != seen:
                 return False
             kept = 0 if seen is None else _common(seen, plan)
@@ -137,13 +140,25 @@ class LatentsFolder:
                     put(self.path / name, beside(self.path / name))
             beside(file).write_text(json.dumps(plan.to_json(), indent=1), encoding="utf-8")
             if seen is None:
-                return _put_first(file)
+                self._froze = _put_first(file)
+                return self._froze
             put(file, beside(file))
         return True
 
+    @contextmanager
+    def planning(self) -> Iterator[None]:
+        """The plan stays as it is: one process at a time, for a moment. Where files cannot be locked the renames alone must do."""
+        lock = os.open(self.path / PLANNING, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            with suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
     def tidy(self) -> None:
         """Once all is done: what processes have left half written goes, whoever's it is."""
-        with self._planning():
+        with self.planning():
             for leftover in self.path.iterdir():
                 if is_partial(leftover.name):
                     remove(leftover)
@@ -154,17 +169,6 @@ class LatentsFolder:
             number = leftover.name.partition("-")[2].partition(".")[0]
             if number.isdecimal() and int(number) >= first:
                 remove(leftover)
-
-    @contextmanager
-    def _planning(self) -> Iterator[None]:
-        """One process at a time, for a moment; where files cannot be locked the renames alone must do."""
-        lock = os.open(self.path / PLANNING, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            with suppress(OSError):
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(lock)
 
 
 def _put_first(file: Path) -> bool:

@@ -68,7 +68,8 @@ class Encoder:
             computed = self._compute(batch)
             host = {name: torch.empty(value.shape, pin_memory=True).copy_(value, non_blocking=True) for name, value in computed.items()}
             done = torch.cuda.Event()
-            done.record()
+            # In a thread that nobody told of another GPU the current stream is the first one's.
+            done.record(torch.cuda.current_stream(self._device))
         done.synchronize()
         return host
 

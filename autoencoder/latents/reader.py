@@ -13,6 +13,7 @@ import json
 import math
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -221,11 +222,20 @@ class _Memory:
 
     def lend(self, shape: tuple[int, ...]) -> np.ndarray:
         """A float32 array of this shape, its values whatever they are."""
-        at = next((n for n in reversed(range(len(self._lent))) if self._lent[n][0].shape == shape and self._lent[n][1]() is None), None)
-        memory = np.empty(shape, np.float32) if at is None else self._lent.pop(at)[0]
+        memory, tried = None, []
+        # Threads may ask at once: what is taken from the list is seen by one of them alone.
+        with suppress(IndexError):
+            while memory is None:
+                kept, holder = self._lent.pop()
+                if kept.shape == shape and holder() is None:
+                    memory = kept
+                else:
+                    tried.append((kept, holder))
+        memory = np.empty(shape, np.float32) if memory is None else memory
         lent = _Lent(memory)
+        self._lent.extend(reversed(tried[:2]))
         if memory.nbytes <= MOST_KEPT:
-            self._lent = [*self._lent[-2:], (memory, weakref.ref(lent))]
+            self._lent.append((memory, weakref.ref(lent)))
         return np.asarray(lent)
 
 

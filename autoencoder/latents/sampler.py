@@ -60,6 +60,8 @@ class RowSampler:
             raise ValueError(f"batch_size: got {batch_size} over {world} processes; give a multiple of their number")
         if not 0 <= rank < world:
             raise ValueError(f"rank: got {rank}; give 0 to {world - 1}")
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"seed: got {seed}; give an integer from 0 to 2**63 - 1")
         if rows_seen < 0:
             raise ValueError(f"rows_seen: got {rows_seen}; give 0 or more")
         if block_rows is not None and not 1 <= block_rows <= pool_rows:

@@ -11,6 +11,7 @@ import pyarrow
 from autoencoder.data.sources import Record, Source
 from autoencoder.latents import listing
 from autoencoder.latents.plan import Plan
+from autoencoder.runtime.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -32,19 +33,24 @@ class Found:
 
 
 def find(source: Source, told: Mapping[str, object], plan: Plan, folder: Path) -> Found:
-    """What `source`, told as a plan tells of it, has of `plan`: all that a segment has by its fingerprint, else by names and sizes."""
-    everything, nothing = np.arange(len(source)), np.empty(0, np.int64)
+    """What `source`, told as a plan tells of it, has of `plan`: all that a segment has by its fingerprint, else by names and sizes.
+
+    UsageError where the names are not there to be compared.
+    """
     alike = [k for k, segment in enumerate(plan.segments) if (segment.source["fingerprint"], segment.images) == _key(source)]
     if alike:
-        return Found(dict.fromkeys(alike), nothing, same=True)
+        return Found(dict.fromkeys(alike), np.empty(0, np.int64), same=True)
     named = [k for k, segment in enumerate(plan.segments) if _who(segment.source) == _who(told)]
     if not isinstance(source, listing.Listed):
-        return Found({}, everything, same=bool(named))
+        return Found({}, np.arange(len(source)), same=bool(named))
     listed = source.listing()
     segments: dict[int, np.ndarray | None] = {}
     taken, changed, lost = np.zeros(len(source), bool), list[str](), list[str]()
     for k in range(len(plan.segments)):
         wanted = listing.read_listing(folder / listing.file_name(k))
+        if wanted is None and k in named:
+            remedy = "put it back, or encode to another folder: without it images that are there already would be added again"
+            raise UsageError(f"{folder / listing.file_name(k)} cannot be read; {remedy}")
         if wanted is None:
             continue
         at, resized = listing.places(wanted, listed)

@@ -29,6 +29,14 @@ class Moments:
         )
         return cls(values[0].size, means, m2, variances)
 
+    @classmethod
+    def of_manifest(cls, statistics: dict[str, Any]) -> "Moments":
+        """Of the rows of a whole folder of latents, from its manifest's `statistics`: so that several folders' can be merged."""
+        count, variance = statistics["values"], np.square(statistics["std"])
+        posterior = None if statistics["posterior_variance"] is None else np.array(statistics["posterior_variance"])
+        means = np.maximum(variance - (0.0 if posterior is None else posterior), 0.0)
+        return cls(count, np.array(statistics["mean"]), means * count, None if posterior is None else posterior * count)
+
     def merge(self, other: "Moments") -> "Moments":
         """Of both sets of values (Chan, Golub & LeVeque 1979, eq. 2.1)."""
         count = self.count + other.count

@@ -32,7 +32,8 @@ class SideTable:
             "row": pyarrow.array(rows, pyarrow.int64()),
             "image": pyarrow.array(images, pyarrow.int64()),
             "view": pyarrow.array(rows % self._views, pyarrow.int32()),
-            "name": pyarrow.array(names, pyarrow.string()),
+            # Names of files need not be UTF-8, text in tables has to be.
+            "name": pyarrow.array([name.encode("utf-8", "replace").decode() for name in names], pyarrow.string()),
         }
         if self._source is not None and self._others:
             places = np.array([self._planned.index(image) for image in images.tolist()], dtype=np.int64)

@@ -14,10 +14,12 @@ import pyarrow.parquet
 
 from autoencoder.data.order import spread
 from autoencoder.identity import identity
+from autoencoder.latents.check import PLAN
 from autoencoder.latents.comparing import ANOTHER_LATENT, compare, summary
 from autoencoder.latents.damage import TOLERANCE, Damage, Looked, deviation, look
 from autoencoder.latents.folder import VAE
 from autoencoder.latents.peculiarities import DEVIATIONS, SHOWN, TYPES, Measured, duplicates, far_off, rounding_error
+from autoencoder.latents.plan import digest
 from autoencoder.latents.progress import Progress
 from autoencoder.latents.reader import MANIFEST, Latents, LatentsError, read_manifest
 from autoencoder.latents.statistics import Moments
@@ -47,14 +49,17 @@ def verify_latents(config: VerifyConfig) -> int:
         damage += _verify(config, folder, manifest, told)
     told["damage"] = [{"file": d.file, "what": d.what, "remedy": d.remedy} for d in damage]
     if config.out is not None:
-        replace_text(Path(config.out), json.dumps(told, indent=1))
+        try:
+            replace_text(Path(config.out), json.dumps(told, indent=1))
+        except OSError as error:
+            raise ConfigError("out", config.out, f"cannot be written ({error.strerror}); give a file that can be") from error
         print(f"written to {config.out}")
     if not damage:
         print(f"{folder}: no damage")
         return 0
     for one in damage:
         print(one, file=sys.stderr)
-    print(f"{folder}: {len(damage)} {'thing is' if len(damage) == 1 else 'things are'} not as they should be", file=sys.stderr)
+    print(f"{folder}: {len(damage)} {'thing is' if len(damage) == 1 else 'things are'} damaged", file=sys.stderr)
     if config.mend:
         _mend(folder, damage)
     return 1
@@ -65,7 +70,8 @@ def _verify(config: VerifyConfig, folder: Path, manifest: dict[str, Any], told: 
     looked = _look(config, folder, manifest)
     damage = [one for each in looked for one in each.damage]
     vae, wrong = _open_vae(folder, manifest)
-    damage += wrong
+    planless = _check_plan(folder, manifest)
+    damage += [*planless, *wrong]
     whole = not any(each.damage for each in looked)
     if whole:
         damage += _check_whole(manifest, looked, told)
@@ -81,7 +87,7 @@ def _verify(config: VerifyConfig, folder: Path, manifest: dict[str, Any], told: 
         return damage
     latents = Latents(folder)
     _describe_rounding(latents, told)
-    if config.decode and vae is not None:
+    if config.decode and vae is not None and not planless:
         compared = compare(latents, vae, config.decode, config.data)
         told["decoded"] = summary(compared)
         damage += _say_compared(told["decoded"], folder, manifest, looked)
@@ -101,6 +107,22 @@ def _look(config: VerifyConfig, folder: Path, manifest: dict[str, Any]) -> list[
     read = sum(each.bytes for each in looked) / 2**20
     print(f"files      {3 * len(looked)} of {len(looked)} shards, {read:,.1f} MiB, {read / (time.monotonic() - begun):,.1f} MiB/s")
     return looked
+
+
+def _check_plan(folder: Path, manifest: dict[str, Any]) -> list[Damage]:
+    """Whether the plan is there and that of the manifest, or one that more images were appended to."""
+    try:
+        plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+        told = plan.pop("sha256")
+        if told != digest(plan):
+            what = "has been edited (its sha256 does not fit)"
+        elif plan["segments"][: len(manifest["segments"])] != manifest["segments"] or plan["recipe"] != manifest["recipe"]:
+            what = "is not the plan of these rows"
+        else:
+            return []
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        what = f"cannot be read ({error!r})"
+    return [Damage(PLAN, what, "put it back: rows are read without it, but no shard is made again and no image appended")]
 
 
 def _open_vae(folder: Path, manifest: dict[str, Any]) -> tuple[AutoencoderKL | None, list[Damage]]:
@@ -232,16 +254,18 @@ def _mend(folder: Path, damage: list[Damage]) -> None:
     if manifest is None:
         print("--mend: no shard is to be made again; see above")
         return
+    if any(one.file == PLAN for one in damage):
+        raise UsageError(f"--mend: {folder / PLAN} is damaged, and shards cannot be made again without it; put it back first")
     notes: list[str] = []
     try:
         lock = hold(folder, notes)
     except ConfigError as error:
         raise UsageError(f"--mend: {error}") from error
     try:
-        # The manifest first: a folder without one is not finished, which is what it is about to be.
-        (folder / MANIFEST).unlink()
+        # The manifest last: without it the next run would believe the records that are left.
         for shard in shards:
             (folder / manifest["shards"][shard]["file"]).with_suffix(".json").unlink(missing_ok=True)
+        (folder / MANIFEST).unlink()
     except OSError as error:
         raise UsageError(f"--mend: {folder}: cannot be changed ({error.strerror}); see to it that it can be written") from error
     finally:

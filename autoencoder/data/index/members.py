@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from autoencoder.data import remote
 from autoencoder.data.index.opening import Listed
-from autoencoder.data.index.table import map_table, table_of, write_table
+from autoencoder.data.index.table import VERSION, map_table, table_of, write_table
 from autoencoder.runtime.errors import ConfigError
 
 # fmt: off
@@ -57,7 +57,7 @@ def members_of(tar: Listed, key: str) -> pa.Table:
 
 def parted(name: str) -> tuple[str, str] | None:
     """Key and field of a member's name; None for hidden files and those without an ending."""
-    found = re.fullmatch(r"((?:.*/)?[^./][^./]*)\.([^/]+)", name)
+    found = re.fullmatch(r"((?:.*/)?[^./][^./]*)\.([^/]+)", name, re.DOTALL)
     return None if found is None or found[1].rpartition("/")[2].startswith("__") else (found[1], found[2])
 
 
@@ -109,7 +109,7 @@ def _kept(tar: Listed) -> Path | None:
     if not tar.version:
         return None
     path = tar.path if remote.is_remote(tar.path) else os.path.abspath(tar.path)
-    name = hashlib.sha256(f"{path}\0{tar.bytes}\0{tar.version}".encode("utf-8", "surrogateescape")).hexdigest()
+    name = hashlib.sha256(f"{VERSION}\0{path}\0{tar.bytes}\0{tar.version}".encode("utf-8", "surrogateescape")).hexdigest()
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(cache) / "firststage" / "tars" / f"{name[:40]}.arrow"
 

@@ -1,5 +1,6 @@
 """Samples of tars: members of one key that follow each other, and which of them is the image."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,8 @@ from autoencoder.runtime.errors import ConfigError
 
 PLACE = pa.struct([("offset", pa.int64()), ("bytes", pa.int64())])
 """Where in its tar a member is."""
+MOST_FIELDS = 500
+"""Each is a column. Names with something of their own after the first dot would make one of every member."""
 _READERS = 8
 """Tars whose headers are read at a time: mostly a wait for the disk or the network."""
 
@@ -27,29 +30,42 @@ Sample = dict[str, tuple[int, int, bytes | None]]
 def index_tars(location: Location, image_column: str | None, label_column: str | None, key: str) -> Index:
     """One row a sample: number of the tar, name, place of image and label; and of each other field a column `.FIELD` of its place."""
     files = stat_files(location)
-    room = key.rpartition(".")[0]
+    room = key[: key.rfind(".") + 1]
     tables, fields = [], dict[str, None]()
     with ThreadPoolExecutor(min(_READERS, len(files))) as pool:
         for number, members in enumerate(told(_in_order(pool, files, key), "tars", of=len(files))):
             found = members["field"].unique().to_pylist()
             fields |= dict.fromkeys(found)
+            if len(fields) > MOST_FIELDS:
+                seen = f"{files[number].path} has fields (what comes after the first dot of a name) like {found[-1]!r}, and more than"
+                raise ConfigError(key, location.base, f"{seen} {MOST_FIELDS} of them; pack it with names like 0001.jpg")
             tables.append(_samples(members, number, found, image_column, label_column, room))
     if image_column is not None and image_column not in fields:
         columns = ", ".join(name for name in fields if is_image(name)) or "none"
-        raise ConfigError(f"{room}.image_column", image_column, f"columns that can hold images: {columns}")
+        raise ConfigError(f"{room}image_column", image_column, f"columns that can hold images: {columns}")
     table = pa.concat_tables(tables, promote_options="default")
     if table["offset"].null_count == table.num_rows:
-        raise ConfigError(f"{room}.image_column", image_column, f"no column holds images, among {', '.join(fields) or 'none'}")
-    label = _label_field(fields, label_column, f"{room}.label_column")
-    numbers, classes = _labels(table["label_text"] if label else None, table.num_rows)
+        raise ConfigError(f"{room}image_column", image_column, f"no column holds images, among {', '.join(fields) or 'none'}")
+    label = _label_field(fields, label_column, f"{room}label_column")
+    numbers, classes = _labels(table["label_text"] if label else None, table.num_rows, label_column, f"{room}label_column")
     table = table.drop_columns(["label_text"]).append_column("label", pa.array(numbers, pa.int32()))
     facts = {
         "files": files_told(files, location),
-        "fingerprint": fingerprint((os.path.basename(file.path), file.bytes) for file in files),
+        "fingerprint": _fingerprint(files, table),
         "label": label,
         "classes": classes,
     }
     return Index(table, facts)
+
+
+def _fingerprint(files: list[Listed], table: pa.Table) -> str:
+    """Of the files' names and sizes, and of the images' names, places and sizes: sizes of tars alone are round, and an order packed anew
+    keeps them."""
+    state = hashlib.sha256(fingerprint((os.path.basename(file.path), file.bytes) for file in files).encode())
+    for batch in table.select(["name", "offset", "bytes"]).to_batches(max_chunksize=2**14):
+        for name, offset, size in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            state.update(name + f"\0{offset}\0{size}\0".encode())
+    return state.hexdigest()
 
 
 @cache
@@ -116,7 +132,7 @@ def _class_name(name: bytes, field: str, sample: Sample, room: str) -> bytes:
     text = sample[field][2]
     if text is None:
         remedy = f"{name.decode(errors='replace')}.{field} has {sample[field][1]:,} bytes; class names and numbers have {SHORT} at most"
-        raise ConfigError(f"{room}.label_column", field, remedy)
+        raise ConfigError(f"{room}label_column", field, remedy)
     return text
 
 
@@ -124,7 +140,7 @@ def _only_image(name: bytes, sample: Sample, room: str) -> str | None:
     images = [field for field in sample if is_image(field)]
     if len(images) > 1:
         remedy = f"columns that can hold images: {', '.join(images)} (of {name.decode(errors='replace')}); give one of them"
-        raise ConfigError(f"{room}.image_column", None, remedy)
+        raise ConfigError(f"{room}image_column", None, remedy)
     return images[0] if images else None
 
 
@@ -138,17 +154,19 @@ def _label_field(fields: dict[str, None], wanted: str | None, key: str) -> str |
     return wanted
 
 
-def _labels(texts: pa.ChunkedArray | None, rows: int) -> tuple[np.ndarray, list[str] | None]:
-    """Numbers by sample, -1 where there is none; and class names, in their order, where the texts are not all integers."""
+def _labels(texts: pa.ChunkedArray | None, rows: int, wanted: str | None, key: str) -> tuple[np.ndarray, list[str] | None]:
+    """Numbers by sample, -1 where there is none or an empty one; and class names, in their order, where the texts are not all integers."""
     if texts is None:
         return np.full(rows, -1, np.int32), None
     coded = texts.combine_chunks().dictionary_encode()
     names = [bytes(text).decode(errors="replace").strip() for text in coded.dictionary.to_pylist()]
+    told = sorted({name for name in names if name})
     try:
-        numbers, classes = [int(name) for name in names], None
+        numbers, classes = {name: int(name) for name in told}, None
     except ValueError:
-        classes = sorted(set(names))
-        number_of = {name: number for number, name in enumerate(classes)}
-        numbers = [number_of[name] for name in names]
-    by_code = np.array([*numbers, -1], np.int32)
+        numbers, classes = {name: number for number, name in enumerate(told)}, told
+    beyond = next((number for number in numbers.values() if abs(number) >= 2**31), None)
+    if beyond is not None:
+        raise ConfigError(key, wanted, f"a label is {beyond}; classes are numbers below 2**31, or names")
+    by_code = np.array([*(numbers.get(name, -1) for name in names), -1], np.int32)
     return by_code[coded.indices.fill_null(len(names)).to_numpy(zero_copy_only=False)], classes
