@@ -24,9 +24,9 @@ class ReconstructConfig:
     out: str
     """Folder for the pictures: NAME.png, original left and reconstruction right, and NAME.tif, the reconstruction in source values, where a
     picture does not hold all of it (16 bits, other channels than 1 and 3, a stated range); of latents ID.png and ID.tif alike, and
-    grid.png."""
+    grid.png, a grid each where there are several shapes."""
     rows: int | None = 64
-    """Rows of latents to decode, spread evenly; null decodes all."""
+    """Rows of latents to decode, spread evenly, of each shape one at least; null decodes all."""
     allow_vae_mismatch: bool = False
     """Decode latents of another encoder than the model's, and say so, instead of refusing them."""
     subfolder: str | None = None

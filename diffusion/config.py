@@ -28,10 +28,13 @@ class LatentsConfig:
     validation_rows: int = 512
     """Most rows held out to validate on, never more than a tenth. All rows of an image (crops, mirrors) stay on one side, at least one
     image's, but in data sets of fewer than 100 images."""
+    side: int | None = None
+    """Train on the square latents of this side alone, of a data set that has several shapes; null: there is one."""
     workers: int | None = None
     """Loader processes for each training process; null: none on a CPU, two on a GPU."""
 
     def __post_init__(self) -> None:
+        require(self.side is None or self.side >= 1, "side", self.side, "give at least 1, or null")
         require(self.validation_rows >= 1, "validation_rows", self.validation_rows, "give at least 1")
         require(self.workers is None or self.workers >= 0, "workers", self.workers, "give 0 or more, or null")
 

@@ -64,6 +64,17 @@ class LatentSpace:
         replace_text(folder / FILE, json.dumps(asdict(self), indent=1))
 
 
+def of_side(latents: Latents, side: int | None) -> Latents:
+    """The rows of square latents of this side, of None all; ConfigError where there are none."""
+    if side is None:
+        return latents
+    shape = next((shape for shape in latents.shapes if shape[1:] == (side, side)), None)
+    if shape is None:
+        listed = ", ".join(map(str, latents.shapes))
+        raise ConfigError("data.side", side, f"{latents.folder} has latents of {listed}; give the side of square ones")
+    return latents.of_shape(shape)
+
+
 def of_latents(latents: Latents, *, conditional: bool) -> LatentSpace:
     """The space of a data set of latents, as of now.
 
@@ -72,9 +83,7 @@ def of_latents(latents: Latents, *, conditional: bool) -> LatentSpace:
     """
     if len(latents.shapes) > 1:
         listed = ", ".join(map(str, latents.shapes))
-        raise ConfigError(
-            "latents", str(latents.folder), f"rows of shapes {listed}; a pipeline has one: encode the images to latents of one"
-        )
+        raise ConfigError("latents", str(latents.folder), f"rows of shapes {listed}; a pipeline has one: give data.side, or encode to one")
     classes = _classes(latents) if conditional else 0
     if classes > MOST_CLASSES:
         raise ConfigError(

@@ -43,7 +43,7 @@ def train(config: TrainDiffusionConfig, run: RunFolder | None, *, trainer_option
     """Train, or go on training, in `run` (the main process's; None elsewhere); returns the exit code."""
 
     def build(accelerator: Accelerator, folder: Path, starts: bool) -> launch.Stage[Denoiser]:
-        latents = open_latents(config.latents, "latents")
+        latents = space.of_side(open_latents(config.latents, "latents"), config.data.side)
         rows, held_out = data.hold_out(latents, config.data.validation_rows)
         data.check(latents, len(rows), config)
         now = space.of_latents(latents, conditional=config.conditioning.classes == "auto")

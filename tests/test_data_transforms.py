@@ -188,3 +188,42 @@ def test_bands_are_resampled_each_on_its_own_in_their_own_type(dtype: type) -> N
     if dtype != np.uint8:
         wide = validation_crop(bands.astype(np.float32), config, 0)
         assert np.abs(crop - wide).max() <= (0 if dtype == np.float32 else 0.5) + 1e-6
+
+
+@pytest.mark.parametrize("size", [(24, 40), (40, 24), (17, 61), (30, 30)])
+def test_a_crop_of_a_size_of_its_own_is_cut_from_the_image_scaled_to_cover_it(size: tuple[int, int]) -> None:
+    # Of floating-point values, which are not rounded between rows and columns.
+    image, config = photo(77, 59, 1).astype(np.float32), DataConfig(resolution=8, resize=13, channels=1, flip=False)
+    scale = max(size[0] / 77, size[1] / 59)
+    height, width = (max(side, round(length * scale)) for side, length in zip(size, (77, 59), strict=True))
+    whole = np.asarray(Image.fromarray(image[:, :, 0]).resize((width, height), Image.Resampling.LANCZOS))
+    windows = np.lib.stride_tricks.sliding_window_view(whole, size)
+
+    def place(crop: np.ndarray) -> tuple[int, ...]:
+        differences = np.abs(windows - crop[:, :, 0]).max((2, 3))
+        assert crop.shape == (*size, 1) and differences.min() < 1e-3
+        return tuple(map(int, np.unravel_index(np.argmin(differences), differences.shape)))
+
+    assert place(transforms.validation_crop(image, config, 0, size=size)[0]) == ((height - size[0]) // 2, (width - size[1]) // 2)
+    seen = {place(transforms.train_crop(image, config, generator(0, "crop", n), size=size)[0]) for n in range(600)}
+    assert len(seen) == windows.shape[0] * windows.shape[1]
+
+
+def test_a_square_of_its_own_is_the_crop_of_a_resize_to_its_side() -> None:
+    image, valid = photo(50, 37), np.random.default_rng(0).random((50, 37)) > 0.01
+    plain, covered = DataConfig(resolution=24, resize=24, zoom=(1.0, 1.7)), DataConfig(resolution=8, zoom=(1.0, 1.7))
+    for n in range(10):
+        wanted = transforms.train_crop(image, plain, generator(0, "crop", n), valid)
+        found = transforms.train_crop(image, covered, generator(0, "crop", n), valid, (24, 24))
+        assert all(np.array_equal(a, b) for a, b in zip(wanted, found, strict=True))
+
+
+def test_a_zoom_shows_less_of_what_covers_a_crop_and_never_more() -> None:
+    # Each pixel's value is its column.
+    image = np.repeat(np.arange(0, 240, 2, dtype=np.uint8)[None, :, None], 60, axis=0)
+    spans = []
+    for zoom in (0.5, 1.0, 2.0):
+        config = DataConfig(resolution=8, channels=1, zoom=(zoom, zoom), flip=False)
+        crop = transforms.train_crop(image, config, generator(0, "crop", 0), size=(30, 60))[0].astype(int)
+        spans.append(int(crop[15, -1, 0] - crop[15, 0, 0]))
+    assert spans[0] == spans[1] and spans[1] >= 234 and 110 <= spans[2] <= 125

@@ -37,7 +37,7 @@ def numbers(rows: int, shape: tuple[int, int, int] = (4, 8, 8)) -> np.ndarray:
 def mixed_shapes(data: Data, folder: Path) -> str:
     shutil.copytree(data.latents, folder)
     rewrite(folder, 1, **{name: numbers(28, (4, 4, 4)) for name in ("mean", "logvar")})
-    return "rows of shapes (4, 8, 8), (4, 4, 4); a pipeline has one: encode the images to latents of one"
+    return "rows of shapes (4, 8, 8), (4, 4, 4); a pipeline has one: give data.side, or encode to one"
 
 
 def without_means(data: Data, folder: Path) -> str:

@@ -234,7 +234,7 @@ def test_what_is_waited_for_is_the_work_of_the_workers_own_gpu(setting: Path, mo
             pass
 
     empty, batch = torch.empty, stack([Example(np.zeros((16, 16, 3), np.uint8), np.empty(0, np.float32), 0, "", 0, 0)], [], PixelRecipe())
-    plan = Plan.of(RECIPE, shape=(4, 8, 8), labels=None, decoder_hash="")
+    plan = Plan.of(RECIPE, shapes=((4, 8, 8),), labels=None, decoder_hash="")
     encoder = Encoder(load(str(setting / "vae")), plan, CPU)
     expected = encoder(batch)["mean"]
     monkeypatch.setattr(torch.cuda, "Event", Event)

@@ -108,6 +108,15 @@ def test_what_is_there_is_what_a_run_on_a_disk_writes(
     assert list(temporary.iterdir()) == []
 
 
+def test_buckets_go_there_with_their_plan(setting: Path, tmp_path: Path) -> None:
+    buckets = ("--data.buckets=16x16,16x24",)
+    assert encode.main(arguments(setting, tmp_path / "here", *buckets)) == 0
+    for stage in ("plan", "encode", "finalize"):
+        assert encode.main(arguments(setting, MEMORY, *buckets, f"--only={stage}")) == 0
+    assert there(MEMORY) == files(tmp_path / "here")
+    assert "buckets-00000.npy" in there(MEMORY)
+
+
 def test_stopped_before_each_sending_the_same_command_goes_on_to_the_same_bytes(setting: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected, seen, count = files(setting / "local"), set[int](), [0]
 

@@ -208,7 +208,7 @@ def test_a_disk_without_room_for_the_files_is_refused(setting: Path, tmp_path: P
         announcing.check_room(tmp_path, plan, list(range(7)))
         with pytest.raises(ConfigError, match="24 files are to be written, but the disk takes 23 more"):
             announcing.check_room(tmp_path, plan, list(range(8)))
-    monkeypatch.setattr(announcing.resource, "getrlimit", lambda _: (3 * plan.row_bytes, -1))
+    monkeypatch.setattr(announcing.resource, "getrlimit", lambda _: (3 * plan.bytes_of(0) // 5, -1))
     with pytest.raises(ConfigError, match=r"shard_rows: got 5; .* files may have .* give shard_rows of 3 at most"):
         announcing.check_room(tmp_path, plan, [0])
 

@@ -29,7 +29,7 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
-    trainer, loader = (block for block in BLOCKS)
+    trainer, shapes, loader = (block for block in BLOCKS)
     steps: list[tuple[torch.Tensor, torch.Tensor]] = []
     found: dict[str, object] = {"train_step": lambda z, label: steps.append((z, label))}
     assert "num_workers=2" in trainer and "batch_size=256" in trainer
@@ -41,6 +41,13 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert z.std() == pytest.approx(1, abs=0.05)
     counts = torch.cat([label for _, label in steps]).bincount()
     assert counts.sum() == 42 and counts.min() >= 20
+
+    several = encode_photos(tmp_path / "vae", tmp_path / "photos", tmp_path / "SEVERAL", "--data.resolutions=16,8")
+    held = {**found, "latents": reader.Latents(several)}
+    exec(shapes, held)
+    assert sorted(part.shape for part in held["parts"]) == [(4, 4, 4), (4, 8, 8)]  # type: ignore[attr-defined]
+    assert sum(sampler.rows_seen for sampler in held["samplers"]) == 80  # type: ignore[attr-defined]
+    assert held["rows"].mean.shape == (8, *held["parts"][held["n"]].shape)  # type: ignore[attr-defined, index]
 
     exec(loader, found)
     expected = reader.Latents(latents)[0]["mean"]

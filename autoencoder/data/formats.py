@@ -26,7 +26,9 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _NPY = b"\x93NUMPY"
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
-_GDAL_NODATA, _ORIENTATION = 42113, 274
+_GDAL_NODATA, ORIENTATION = 42113, 274
+TURNED = (5, 6, 7, 8)
+"""Orientations that exchange rows and columns."""
 _ALPHA = (1, 2)
 """TIFF's ExtraSamples that are opacity."""
 
@@ -101,14 +103,14 @@ def pillow_bands(image: Image.Image) -> Bands:
 def _deep_png(data: Data) -> Bands:
     whole = data if isinstance(data, bytes) else Path(data).read_bytes()
     with Image.open(io.BytesIO(whole)) as image:
-        orientation = image.getexif().get(_ORIENTATION, 1)
+        orientation = image.getexif().get(ORIENTATION, 1)
     values = read_deep_png(whole)
     return Bands(np.ascontiguousarray(_upright(values, orientation)), colour=True, alpha=values.shape[2] in (2, 4))
 
 
 def _npy(data: Data, expected: int | None) -> Bands:
     values = np.load(io.BytesIO(data) if isinstance(data, bytes) else data, allow_pickle=False)
-    return array_bands(_bands_last(values, expected))
+    return array_bands(bands_last(values, expected))
 
 
 def array_bands(values: np.ndarray) -> Bands:
@@ -118,7 +120,8 @@ def array_bands(values: np.ndarray) -> Bands:
     return Bands(np.ascontiguousarray(values.astype(values.dtype.newbyteorder("="), copy=False)))
 
 
-def _bands_last(values: np.ndarray, expected: int | None) -> np.ndarray:
+def bands_last(values: np.ndarray, expected: int | None) -> np.ndarray:
+    """(H, W, bands) of an array of two or three axes, as `read_bands` tells them apart."""
     if values.ndim == 2:
         return values[:, :, None]
     if values.ndim != 3 or 0 in values.shape:
@@ -143,13 +146,16 @@ def _tiff(data: Data, expected: int | None) -> Bands:
             values = series.asarray(maxworkers=1)
         except (ValueError, KeyError) as error:
             return _tiff_by_pillow(data, page, nodata, error)
-        shape, axes = values.shape, series.axes
-        orientation = int(page.tags.valueof(_ORIENTATION, 1))
-    # Axes by name: S are the samples of a pixel, C the channels of a microscope.
-    named = next((axes.index(name) for name in "SC" if name in axes and len(axes) == 3), None)
-    values = np.moveaxis(values, named, 2) if named is not None and len(shape) == 3 else _bands_last(values, expected)
+        axes, orientation = series.axes, int(page.tags.valueof(ORIENTATION, 1))
+    values = tiff_bands_last(values, axes, expected)
     colour = of_colour and values.shape[2] == count and count - alpha in (1, 3)
     return Bands(np.ascontiguousarray(_upright(values, orientation)), colour, alpha and values.shape[2] == count, nodata)
+
+
+def tiff_bands_last(values: np.ndarray, axes: str, expected: int | None) -> np.ndarray:
+    """(H, W, bands) of a TIFF's values by the names of its axes: S are the samples of a pixel, C the channels of a microscope."""
+    named = next((axes.index(name) for name in "SC" if name in axes and len(axes) == 3), None)
+    return np.moveaxis(values, named, 2) if named is not None and values.ndim == 3 else bands_last(values, expected)
 
 
 def _tiff_by_pillow(data: Data, page: Any, nodata: float | None, error: Exception) -> Bands:
@@ -174,7 +180,7 @@ def _number(text: Any) -> float | None:
 
 def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
     """TIFF 6.0, tag 274: 5 to 8 have rows and columns exchanged; then each says where row 0 and column 0 are."""
-    if orientation in (5, 6, 7, 8):
+    if orientation in TURNED:
         values = values.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
         values = values[::-1]

@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow
 
 from autoencoder.data.sources import Indexed, Source
+from autoencoder.latents import assigned
+from autoencoder.latents.assigned import Assigned
 from autoencoder.latents.check import PLAN
 from autoencoder.latents.folder import VAE, LatentsFolder
 from autoencoder.latents.gaps import not_done
@@ -57,8 +59,8 @@ def agree(folder: LatentsFolder, setup: Setup, seen: Plan | None, done: Containe
 
 
 def _begun(setup: Setup) -> Agreement:
-    plan = setup.base.plus(setup.told, setup.base.labels, setup.made_with)
-    return Agreement(plan, {0: None}, _beside(setup.source, 0, setup.source.listing() if isinstance(setup.source, Listed) else None))
+    plan = setup.base.plus(setup.told, setup.base.labels, setup.made_with, _assigned(setup, None))
+    return Agreement(plan, {0: None}, _beside(setup.source, plan, setup.source.listing() if isinstance(setup.source, Listed) else None))
 
 
 def _going_on(folder: LatentsFolder, setup: Setup, seen: Plan, done: Container[int], *, append: bool) -> Agreement:
@@ -83,8 +85,17 @@ def _appended(setup: Setup, seen: Plan, found: Found, notes: list[str]) -> Agree
         assert listed is not None
         listed, places = listed.take(found.added), found.added
         told = {**told, "fingerprint": fingerprint(listed), "images": len(found.added)}
-    plan = seen.plus(told, setup.base.labels, setup.made_with)
-    return Agreement(plan, {**found.segments, number: places}, _beside(setup.source, number, listed), tuple(notes))
+    plan = seen.plus(told, setup.base.labels, setup.made_with, _assigned(setup, places))
+    return Agreement(plan, {**found.segments, number: places}, _beside(setup.source, plan, listed), tuple(notes))
+
+
+def _assigned(setup: Setup, places: np.ndarray | None) -> Assigned | None:
+    """Which buckets these images of the source are in, or all of them; None where there are no buckets to choose from."""
+    plan, data = setup.base, setup.data
+    if plan.sizes is None or not plan.bucketed:
+        return None
+    indices = range(len(setup.source)) if places is None else places
+    return Assigned.of(setup.source, indices, plan.sizes, data.channels if data.bands is None else None)
 
 
 def _check_recipe(folder: LatentsFolder, setup: Setup, seen: Plan, found: Found, *, append: bool) -> None:
@@ -159,10 +170,14 @@ def _short(value: object) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-def _beside(source: Source, number: int, listed: pyarrow.Table | None) -> dict[str, Callable[[Path], object]]:
+def _beside(source: Source, plan: Plan, listed: pyarrow.Table | None) -> dict[str, Callable[[Path], object]]:
+    """What is to be kept of the plan's last segment."""
     files: dict[str, Callable[[Path], object]] = {}
+    number, buckets = len(plan.segments) - 1, plan.assigned[-1]
     if listed is not None:
         files[file_name(number)] = partial(write_listing, listed)
     if isinstance(source, Indexed):
         files[index_name(number)] = source.write_index
+    if buckets is not None:
+        files[assigned.file_name(number)] = partial(Path.write_bytes, data=buckets.to_bytes())
     return files

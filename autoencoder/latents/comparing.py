@@ -21,7 +21,7 @@ from autoencoder.latents.plan import Plan
 from autoencoder.latents.reader import Latents, Rows
 from autoencoder.latents.segments import PlannedImages, find
 from autoencoder.metrics import psnr
-from autoencoder.model import AutoencoderKL, decode, decoded_at_once, encode
+from autoencoder.model import AutoencoderKL, decode, decoded_at_once, downsampling, encode
 from autoencoder.pixel_recipe import PixelRecipe
 from autoencoder.runtime.errors import ConfigError, UsageError
 from autoencoder.runtime.own_class import OwnClass
@@ -85,7 +85,7 @@ class Joined:
 def compare(latents: Latents, vae: AutoencoderKL, rows: int, given: VerifyDataConfig) -> Compared:
     """Compare about `rows` rows, evenly spread over each shape; UsageError where the images are not there or are others."""
     try:
-        plan = Plan.from_json(json.loads((latents.folder / PLAN).read_text(encoding="utf-8")))
+        plan = Plan.from_json(json.loads((latents.folder / PLAN).read_text(encoding="utf-8"))).with_buckets(latents.folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError("latents", str(latents.folder), f"its {PLAN} cannot be read ({error!r}), so its crops are not known") from error
     recipe, data = PixelRecipe.from_json(plan.recipe["pixels"]), _data(plan, given)
@@ -98,7 +98,7 @@ def compare(latents: Latents, vae: AutoencoderKL, rows: int, given: VerifyDataCo
         one = latents.of_shape(shape) if len(latents.shapes) > 1 else latents
         places = spread(len(one), max(1, round(rows * len(one) / len(latents))))
         crops = CropBatches(source, plan, data, [range(id, id + 1) for id in one.gather(places).id.tolist()])
-        at_once = decoded_at_once(data.resolution)
+        at_once = decoded_at_once(max(shape[1:]) * downsampling(vae))
         for first in range(0, len(places), at_once):
             batches = [crops[n] for n in range(first, min(first + at_once, len(places)))]
             whole = [n for n, batch in enumerate(batches) if batch.weight.item() > 0]

@@ -1,5 +1,7 @@
 """What `encode_dataset` can be told. Torch-free."""
 
+import math
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -7,6 +9,15 @@ from autoencoder.data.remote import is_remote
 from autoencoder.data_config import check_own
 from autoencoder.runtime.errors import require
 from autoencoder.runtime.own_class import OwnClass
+
+_SIZE = re.compile(r"(\d+)x(\d+)")
+
+
+def parsed_size(text: str) -> tuple[int, int]:
+    """(height, width) of `WxH`."""
+    found = _SIZE.fullmatch(text)
+    assert found is not None
+    return int(found[2]), int(found[1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +34,16 @@ class EncodeDataConfig:
     """Side of the square crops in pixels; null takes the model's, from its `preprocessing.json`, and with it `resize`."""
     resize: int | None = None
     """Scale each image's short side to this many pixels before cropping; null crops at the image's own pixels."""
+    buckets: Literal["auto"] | list[str] | None = None
+    """Aspect-ratio buckets, crops of several sizes, of which each image takes the nearest to its own ratio, scaled to cover it: a list of
+    `WxH` in pixels, or `auto`: all multiples of `bucket_step` with at most resolution² pixels. Null: square crops."""
+    bucket_step: int = 64
+    """Sides of automatic buckets are multiples of this many pixels, itself one of the network's downsampling factor."""
+    bucket_ratio: float = 2.0
+    """Largest ratio of the long to the short side of automatic buckets."""
+    resolutions: list[int] | None = None
+    """Several sides of square crops, or of automatic buckets, instead of `resolution`: each image has rows of all of them, scaled to cover
+    the crop."""
     filter: Literal["lanczos", "bicubic", "bilinear", "box"] | None = None
     """Resampling filter of a resize; null takes the model's, else lanczos."""
     crop: Literal["center", "random"] = "center"
@@ -49,6 +70,7 @@ class EncodeDataConfig:
         require(self.crops == 1 or self.crop == "random", "crops", self.crops, "several crops of an image need data.crop=random")
         require(0 < self.zoom[0] <= self.zoom[1], "zoom", self.zoom, "give two factors above 0, the smaller first")
         require(self.zoom == (1.0, 1.0) or self.crop == "random", "zoom", self.zoom, "a random zoom needs data.crop=random")
+        self._check_sizes()
         require(self.workers is None or self.workers >= 0, "workers", self.workers, "give 0 or more, or null")
         require(self.max_bad >= 0, "max_bad", self.max_bad, "give 0 or more")
         split = None if self.split == "train" else self.split
@@ -58,6 +80,34 @@ class EncodeDataConfig:
     def given(self) -> str | None:
         """What names the images, if anything does."""
         return self.own.class_path or self.source
+
+    @property
+    def covers(self) -> bool:
+        """Whether images are scaled to cover crops of stated sizes."""
+        return self.buckets is not None or self.resolutions is not None
+
+    def _check_sizes(self) -> None:
+        auto, listed = self.buckets == "auto", self.buckets if isinstance(self.buckets, list) else None
+        sides, several = self.resolutions, self.resolutions is not None
+        require(listed is None or len(listed) > 0, "buckets", listed, "give at least one WxH, or auto, or null")
+        readable = all(_SIZE.fullmatch(text) and min(parsed_size(text)) >= 8 for text in listed or [])
+        require(readable, "buckets", listed, "give WxH in pixels, such as 832x1216, both at least 8")
+        distinct = len(set(listed or [])) == len(listed or [])
+        require(distinct, "buckets", listed, "give each size once")
+        require(listed is None or self.resolution is None, "resolution", self.resolution, "data.buckets lists the sizes; leave it out")
+        require(listed is None or not several, "resolutions", sides, "data.buckets lists the sizes; leave it out")
+        require(self.bucket_step >= 8, "bucket_step", self.bucket_step, "give at least 8 pixels")
+        require(auto or self.bucket_step == 64, "bucket_step", self.bucket_step, "only data.buckets=auto has steps; leave it out")
+        require(1 <= self.bucket_ratio < math.inf, "bucket_ratio", self.bucket_ratio, "give at least 1")
+        require(auto or self.bucket_ratio == 2, "bucket_ratio", self.bucket_ratio, "only data.buckets=auto takes it; leave it out")
+        require(sides is None or (len(sides) > 0 and min(sides) >= 8), "resolutions", sides, "give sides of at least 8 pixels, or null")
+        require(sides is None or len(set(sides)) == len(sides), "resolutions", sides, "give each side once")
+        require(not several or self.resolution is None, "resolution", self.resolution, "data.resolutions has them all; leave it out")
+        why = "data.buckets and data.resolutions scale each image to cover its crop"
+        require(not self.covers or self.resize is None, "resize", self.resize, f"{why}; leave it out")
+        varied = self.crops == 1 or self.zoom[1] > 1
+        require(not self.covers or varied, "crops", self.crops, f"{why}, so they would be much alike; give data.zoom=[1.0, 1.3]")
+        require(not self.covers or self.zoom[0] >= 1, "zoom", self.zoom, f"{why}, and no smaller; give factors of at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from autoencoder.data.order import spread
 from autoencoder.identity import Identity, check_identity, identity
 from autoencoder.latents.opened import open_latents
 from autoencoder.latents.reader import LatentsError
-from autoencoder.model import decode, decoded_at_once, downsampling, narrow
+from autoencoder.model import AutoencoderKL, decode, decoded_at_once, downsampling, narrow
 from autoencoder.pixel_recipe import PixelRecipe
 from autoencoder.pretrained import open_pretrained
 from autoencoder.preview import Preview
@@ -30,9 +30,8 @@ GRID = 64
 class Chosen:
     """What is to be decoded."""
 
-    mean: torch.Tensor
-    """(N, c, h, w) float32."""
-    ids: list[int]
+    rows: list[tuple[torch.Tensor, list[int]]]
+    """Of each shape means (N, c, h, w) float32, and their ids."""
     encoder_hash: str | None
     """Of the autoencoder that made them, where it is known."""
     decoder_hash: str | None
@@ -42,6 +41,7 @@ class Chosen:
 def decode_latents(config: ReconstructConfig, path: Path, model: str) -> None:
     """Decode rows of `path` with `model` and write ID.png each and `grid.png` into the folder `config.out`.
 
+    Where rows have several shapes, each has a grid of its own, `grid-WxH.png`.
     Where a picture does not hold all of it, ID.tif is the reconstruction in source values, as for images.
 
     Raises UsageError for latents of another encoder (unless allowed), of another number of channels, or with values that
@@ -56,36 +56,49 @@ def decode_latents(config: ReconstructConfig, path: Path, model: str) -> None:
     for note in check_identity(made_by, given, key="model", what=str(path), allow=config.allow_vae_mismatch):
         print(note, file=sys.stderr)
     channels = int(vae.config["latent_channels"])
-    if chosen.mean.shape[1] != channels:
-        raise ConfigError("latents", str(path), f"these have {chosen.mean.shape[1]} channels, the model {channels}; give their own model")
+    held = chosen.rows[0][0].shape[1]
+    if held != channels:
+        raise ConfigError("latents", str(path), f"these have {held} channels, the model {channels}; give their own model")
     vae = vae.to(device).eval()
     out = Path(config.out)
     make_folder(out, "the pictures")
-    pictured = set(spread(len(chosen.ids), GRID).tolist())
-    pictures, recipe = [], PixelRecipe.from_json(opened.pixels)
-    whole = fits_png(recipe)
-    batch = decoded_at_once(max(chosen.mean.shape[2:]) * downsampling(vae))
-    for start in range(0, len(chosen.ids), batch):
-        decoded = decode(vae, chosen.mean[start : start + batch].to(device))
+    recipe, grids = PixelRecipe.from_json(opened.pixels), []
+    for mean, ids in chosen.rows:
+        pictures = _pictures(vae, mean.to(device), ids, out, recipe, preview)
+        height, width = pictures.shape[2:]
+        grids.append("grid.png" if len(chosen.rows) == 1 else f"grid-{width}x{height}.png")
+        plain_grid(pictures, columns=8).save(out / grids[-1])
+    values = "" if fits_png(recipe) else ", as many TIFFs of source values"
+    print(f"{sum(len(ids) for _, ids in chosen.rows)} pictures{values} and {', '.join(grids)} written to {out}")
+
+
+def _pictures(vae: AutoencoderKL, mean: torch.Tensor, ids: list[int], out: Path, recipe: PixelRecipe, preview: Preview) -> torch.Tensor:
+    """Write the pictures of rows of one shape; returns those of a grid, uint8 (n, C, H, W)."""
+    pictured, pictures = set(spread(len(ids), GRID).tolist()), []
+    batch = decoded_at_once(max(mean.shape[2:]) * downsampling(vae))
+    for start in range(0, len(ids), batch):
+        decoded = decode(vae, mean[start : start + batch])
         for row, picture in enumerate(preview.each(decoded), start):
             channels_last = picture.permute(1, 2, 0).numpy()
-            Image.fromarray(channels_last[:, :, 0] if len(picture) == 1 else channels_last).save(out / f"{chosen.ids[row]:08d}.png")
-            if not whole:
-                save_values(decoded[row - start], recipe, out / f"{chosen.ids[row]:08d}.tif", dtype_of(recipe))
+            Image.fromarray(channels_last[:, :, 0] if len(picture) == 1 else channels_last).save(out / f"{ids[row]:08d}.png")
+            if not fits_png(recipe):
+                save_values(decoded[row - start], recipe, out / f"{ids[row]:08d}.tif", dtype_of(recipe))
             if row in pictured:
                 pictures.append(picture)
-    plain_grid(torch.stack(pictures), columns=8).save(out / "grid.png")
-    values = "" if whole else ", as many TIFFs of source values"
-    print(f"{len(chosen.ids)} pictures{values} and grid.png written to {out}")
+    return torch.stack(pictures)
 
 
 def _from_folder(path: Path, rows: int | None) -> Chosen:
     latents = open_latents(str(path), "latents")
+    found = []
     try:
-        read = latents.gather(spread(len(latents), rows or len(latents)))
+        for shape in latents.shapes:
+            one = latents.of_shape(shape)
+            read = one.gather(spread(len(one), len(one) if rows is None else max(1, round(rows * len(one) / len(latents)))))
+            found.append((torch.from_numpy(read.mean), read.id.tolist()))
     except LatentsError as error:
         raise ConfigError("latents", str(path), str(error)) from error
-    return Chosen(torch.from_numpy(read.mean), read.id.tolist(), latents.manifest["encoder_hash"], latents.manifest["decoder_hash"])
+    return Chosen(found, latents.manifest["encoder_hash"], latents.manifest["decoder_hash"])
 
 
 def _from_file(path: Path, rows: int | None) -> Chosen:
@@ -108,4 +121,4 @@ def _from_file(path: Path, rows: int | None) -> Chosen:
     if not finite.all():
         row = wanted[int(torch.nonzero(~finite)[0])]
         raise ConfigError("latents", str(path), f"{name} of row {row} is not finite; encode it again")
-    return Chosen(mean, ids, metadata.get("encoder_hash"), None)
+    return Chosen([(mean, ids)], metadata.get("encoder_hash"), None)

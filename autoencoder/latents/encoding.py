@@ -7,13 +7,14 @@ from typing import Any
 
 from autoencoder.latents import shards
 from autoencoder.latents.agreement import Agreement, agree
-from autoencoder.latents.announcing import announcement
+from autoencoder.latents.announcing import announcement, pixels, thin
 from autoencoder.latents.check import MANIFEST, PLAN
 from autoencoder.latents.config import EncodeConfig
 from autoencoder.latents.crops import CropBatches
 from autoencoder.latents.folder import LatentsFolder
 from autoencoder.latents.gaps import not_done
 from autoencoder.latents.manifest import finalize
+from autoencoder.latents.microbatches import Microbatches
 from autoencoder.latents.network import Encoder
 from autoencoder.latents.pipeline import encode_shards, measure
 from autoencoder.latents.plan import Plan
@@ -96,8 +97,7 @@ class _Work:
         here = [n for k in sorted(agreed.found) for n in self.plan.segments[k].numbers]
         self._mine = [n for n in here if n not in records and worker.owns(n)]
         if self._mine:
-            ranges = [rows for n in self._mine for rows in self.plan.microbatches(n)]
-            self._crops = CropBatches(planned, self.plan, setup.data, ranges)
+            self._crops = CropBatches(planned, self.plan, setup.data, Microbatches(self.plan, self._mine))
             self._encoder = Encoder(setup.vae, self.plan, setup.device)
             self._speed = measure(self._crops, self._encoder)
             given = config.data.workers
@@ -105,10 +105,12 @@ class _Work:
 
     def announce(self, folder: LatentsFolder) -> None:
         """Say how it goes on and, of several workers the first, what is to be done; ConfigError where the disk has no room for it."""
-        for note in (*folder.notes, *self._notes):
+        few = thin(self.plan) if self._mine and self._worker.first else None
+        for note in (*folder.notes, *self._notes, *([few] if few else [])):
             print(self._worker.says(note), file=sys.stderr)
         if self._mine and self._worker.first:
-            seconds = self._speed.a_row(self._readers)
+            # Measured on rows of the first of its shards; others may have larger crops or smaller ones.
+            seconds = self._speed.a_row(self._readers) * pixels(self.plan, self.pending) / pixels(self.plan, self._mine[:1])
             told = announcement(self.plan, self.pending, seconds=seconds, workers=self._worker.of, device=self.setup.made_with["device"])
             print(told + folder.where(self.plan, self._mine))
         folder.check_room(self.plan, self.pending)
@@ -120,7 +122,7 @@ class _Work:
         if not self._mine:
             return
         pin, plan = self.setup.device.type == "cuda", self.plan
-        rows, verb = sum(len(plan.shard(n)) for n in range(plan.shards) if self._worker.owns(n)), self._worker.says("encoded")
+        rows, verb = sum(plan.rows_in(n) for n in range(plan.shards) if self._worker.owns(n)), self._worker.says("encoded")
         stages = (self._crops, self._encoder, self._table, self._readers, pin)
         yield from encode_shards(folder.path, plan, self._mine, *stages, rows=rows, verb=verb, place=folder.place)
 

@@ -20,11 +20,11 @@ from autoencoder.runtime.lock import LOCK, Before, hold, make_folder, release
 VAE = "vae"
 PLANNING = ".planning"
 """Locked by who is about to change the plan."""
-MADE = (PLAN, VAE, "images-*", "index-*", "data-*", "*.partial", ".*.partial", PLANNING, LOCK)
+MADE = (PLAN, VAE, "images-*", "index-*", "buckets-*", "data-*", "*.partial", ".*.partial", PLANNING, LOCK)
 """What a start may have made when it is refused."""
 
 
-BEFORE_PLAN = ("images-*.parquet", "index-*.arrow", ".*.partial", PLANNING, LOCK)
+BEFORE_PLAN = ("images-*.parquet", "index-*.arrow", "buckets-*.npy", ".*.partial", PLANNING, LOCK)
 """What a start may have made when it is killed before there is a plan."""
 
 
@@ -96,13 +96,21 @@ class LatentsFolder:
                 raise ConfigError(
                     "out", str(self), f"its {PLAN} has been edited (its sha256 does not fit); put it back, or give another folder"
                 )
-            return Plan.from_json(content)
+            plan = Plan.from_json(content)
         except FileNotFoundError:
             return None
         except ConfigError:
             raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError("out", str(self), f"its {PLAN} cannot be read ({error!r}); give another folder") from error
+        try:
+            return plan.with_buckets(self.path)
+        except OSError as error:
+            name = Path(error.filename).name
+            remedy = f"its {name} cannot be read ({error.strerror}); put it back, or give another folder"
+            raise ConfigError("out", str(self), remedy) from error
+        except ValueError as error:
+            raise ConfigError("out", str(self), f"{error}; put it back, or give another folder") from error
 
     def has_model(self) -> bool:
         """Whether the autoencoder is kept beside the latents."""
@@ -143,7 +151,7 @@ class LatentsFolder:
                 if not kept:
                     remove(self.path / MANIFEST)
                     remove(self.path / VAE)
-            for listing in ("images-*", "index-*"):
+            for listing in ("images-*", "index-*", "buckets-*"):
                 self._clear(listing, kept)
             for name, write in files.items():
                 with writing(self.path / name):

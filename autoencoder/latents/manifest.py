@@ -2,7 +2,6 @@
 
 import functools
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +41,12 @@ def manifest(plan: Plan, records: list[dict[str, Any]]) -> dict[str, Any]:
         remedy = "mend what its __getitem__ gives" if plan.own else "check that these are image files"
         raise UsageError(f"{plan.images_key}: none of the images of {plan.segments[-1].source['name']} can be read; {remedy}")
     moments = functools.reduce(Moments.merge, (Moments.from_json(record["moments"]) for record in records))
+    held = [record["shape"] for record in records if record["rows"]]
     told: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "rows": rows,
-        "shapes": [list(shape) for shape in plan.shapes],
+        "shapes": [list(shape) for shape in dict.fromkeys(plan.shapes) if list(shape) in held],
         "dtype": plan.recipe["dtype"],
         "contents": ["mean", "logvar"] if plan.recipe["moments"] else ["mean"],
         "rows_per_image": plan.views,
@@ -57,7 +57,7 @@ def manifest(plan: Plan, records: list[dict[str, Any]]) -> dict[str, Any]:
         "recipe": plan.recipe,
         "recipe_hash": plan.recipe_hash,
         "rows_hash": plan.rows_hash,
-        "segments": [asdict(segment) for segment in plan.segments],
+        "segments": [segment.to_json() for segment in plan.segments],
         "bad": [bad for record in records for bad in record["bad"]],
         "shards": [_entry(record) for record in records],
     }

@@ -47,7 +47,7 @@ def encode_shards(
     """
     watch = Stopwatch("encoding")
     batches = watch.each("reading", load_batches(crops, range(len(crops)), workers, pin))
-    todo = sum(len(plan.shard(n)) for n in pending)
+    todo = sum(plan.rows_in(n) for n in pending)
     progress = Progress(rows, rows - todo, verb=verb, watch=watch)
     finished = False
     try:
@@ -100,7 +100,7 @@ class Speed:
 
 def measure(crops: CropBatches, encoder: Encoder) -> Speed:
     """The speed of the first rows, of as few as tell: they are encoded again. Nothing is written."""
-    rows, count, lanes = crops.ranges[0], 1, encoder.lanes
+    rows, count, lanes = crops.microbatches[0], 1, encoder.lanes
     while True:
         count = min(2 * count, len(rows))
         start = time.perf_counter()

@@ -20,7 +20,7 @@ from autoencoder.latents.store import COMPLETE, Store
 from autoencoder.runtime.errors import ConfigError, UsageError
 from autoencoder.runtime.lock import LOCK, hold, make_folder, release
 
-LISTINGS = ("images-*", "index-*")
+LISTINGS = ("images-*", "index-*", "buckets-*")
 
 
 class RemoteLatents(LatentsFolder):
@@ -109,7 +109,7 @@ class RemoteLatents(LatentsFolder):
             raise ConfigError("staging" if error.key == "out" else error.key, error.given, error.remedy) from error
 
     def where(self, plan: Plan, pending: list[int]) -> str:
-        most = sum(len(plan.shard(n)) for n in _largest(plan, pending)) * plan.row_bytes
+        most = sum(map(plan.bytes_of, _largest(plan, pending)))
         most += sum(file.stat().st_size for file in self.path.iterdir())
         return f"\n  staging    {self._outer}, {most / 2**20:,.1f} MiB: one shard at a time, and before the first the autoencoder"
 
@@ -130,4 +130,4 @@ def _staging(url: str, given: str | None, worker: int) -> Path:
 
 
 def _largest(plan: Plan, pending: list[int]) -> list[int]:
-    return sorted(pending, key=lambda n: len(plan.shard(n)))[-1:]
+    return sorted(pending, key=plan.bytes_of)[-1:]

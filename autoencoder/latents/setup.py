@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import shutil
 import sys
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from autoencoder.data.sources import Source, open_images
 from autoencoder.data_config import images_key
 from autoencoder.experimental.saved import has_flow_posterior
 from autoencoder.identity import identity
+from autoencoder.latents.buckets import Size, sizes_of
 from autoencoder.latents.commit import beside, writing
 from autoencoder.latents.config import EncodeConfig
 from autoencoder.latents.folder import VAE, LatentsFolder
@@ -93,7 +95,7 @@ def set_up(config: EncodeConfig, worker: Worker, frozen: Plan | None, folder: Pa
         raise ConfigError("model", config.model, remedy)
     if not opened.scale_known:
         print(f"model: {config.model} does not tell the scaling factor of its latents; vae/config.json beside these has 1", file=sys.stderr)
-    data = _crops(config, vae, known)
+    data, sizes = _crops(config, vae, known)
     own = config.data.own
     with obeying(artifact.pixels_of(vae, known), config.model, key=images_key(own), given=config.data.given):
         by_index = (worker.shared or config.only == "encode") and not config.append
@@ -109,18 +111,23 @@ def set_up(config: EncodeConfig, worker: Worker, frozen: Plan | None, folder: Pa
     hashes = identity(vae, preprocessing["pixels"])
     settings = {key: plain(getattr(data, key)) for key in ("split", "resolution", "resize", "filter", "crop", "zoom")}
     asked = {key: getattr(config.data, key) for key in ("crops", "image_column", "label_column", "columns")}
-    side = data.resolution // downsampling(vae)
+    if config.data.covers:
+        names = ("resolutions", "buckets", *(("bucket_step", "bucket_ratio") if config.data.buckets == "auto" else ()))
+        asked |= {key: getattr(config.data, key) for key in names}
     recipe = {
         "encoder_hash": hashes.encoder_hash,
         "pixels": preprocessing["pixels"],
         "data": {**settings, **asked},
         **{key: getattr(config, key) for key in ("mirrors", "seed", "moments", "dtype", "batch_size", "shard_rows")},
         "precision": precision,
+        **({} if sizes is None else {"sizes": sizes}),
     }
+    factor, channels = downsampling(vae), int(vae.config["latent_channels"])
+    crops = [(data.resolution, data.resolution)] if sizes is None else [size for each in sizes for size in each]
     # As JSON has it, so that it equals itself read again: a tuple comes back as a list.
     base = Plan.of(
         json.loads(json.dumps(recipe)),
-        shape=(int(vae.config["latent_channels"]), side, side),
+        shapes=tuple((channels, height // factor, width // factor) for height, width in crops),
         labels=source.labels,
         decoder_hash=hashes.decoder_hash,
     )
@@ -160,22 +167,27 @@ def _device(worker: Worker) -> torch.device:
     return device
 
 
-def _crops(config: EncodeConfig, vae: AutoencoderKL, known: dict[str, Any] | None) -> DataConfig:
-    """The crops as given, else as the model's recipe has them."""
+def _crops(config: EncodeConfig, vae: AutoencoderKL, known: dict[str, Any] | None) -> tuple[DataConfig, list[list[Size]] | None]:
+    """The crops as given, else as the model's recipe has them; and their sizes, where they are not squares of the one resolution."""
     given, recipe = config.data, known["crops"] if known else {}
     resolution, resize = given.resolution, given.resize
     if resolution is None:
         resolution = recipe.get("resolution")
-        resize = given.resize or recipe.get("resize")
+        resize = given.resize or (None if given.covers else recipe.get("resize"))
+    factor = downsampling(vae)
+    listed = isinstance(given.buckets, list) or given.resolutions is not None
+    sizes = None if resolution is None and not listed else sizes_of(given, resolution or 0, factor)
+    if sizes is not None and listed:
+        # What the network takes at once depends on the largest crop.
+        resolution = math.isqrt(max(height * width for each in sizes for height, width in each) - 1) + 1
     if resolution is None:
         raise ConfigError(
             "data.resolution", None, "give the side of the crops in pixels: this model has no preprocessing.json to take it from"
         )
-    factor = downsampling(vae)
-    if resolution % factor:
+    if sizes is None and resolution % factor:
         raise ConfigError("data.resolution", resolution, f"give a multiple of {factor}, the network's downsampling factor")
     try:
-        return DataConfig(
+        data = DataConfig(
             source=given.source or "demo",
             own=given.own,
             split=given.split,
@@ -193,3 +205,4 @@ def _crops(config: EncodeConfig, vae: AutoencoderKL, known: dict[str, Any] | Non
         )
     except ConfigError as error:
         raise error.under("data") from None
+    return data, sizes

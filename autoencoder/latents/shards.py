@@ -67,8 +67,8 @@ def _write(latents: Path, table: Path, record: Path, plan: Plan, shard: int, enc
     rows = plan.shard(shard)
     told: dict[str, Any] = {
         "shard": shard,
-        "first_row": rows.start,
-        "last_row": rows.stop - 1,
+        "first_row": rows[0],
+        "last_row": rows[-1],
         "rows": len(tensors["id"]),
         "shape": list(tensors["mean"].shape[1:]),
         "recipe_hash": plan.recipe_hash,
@@ -97,7 +97,7 @@ def read_record(folder: Path, plan: Plan, shard: int, place: Place = HERE) -> di
         record: dict[str, Any] = json.loads((folder / names(shard)[2]).read_text(encoding="utf-8"))
         content = {key: value for key, value in record.items() if key != "sha256"}
         rows, fingerprint = plan.shard(shard), plan.segment_of(shard).source["fingerprint"]
-        wanted = (shard, plan.recipe_hash, fingerprint, rows.start, rows.stop - 1, digest(content))
+        wanted = (shard, plan.recipe_hash, fingerprint, rows[0], rows[-1], digest(content))
         told = tuple(record[key] for key in ("shard", "recipe_hash", "fingerprint", "first_row", "last_row", "sha256"))
         whole = all(place.size(folder / name) == record["files"][name]["bytes"] for name in names(shard)[:2])
     except (OSError, ValueError, KeyError, TypeError):

@@ -19,7 +19,7 @@ from autoencoder.runtime.errors import UsageError, first_line
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-SMALL = (PLAN, MANIFEST, "images-*.parquet", "index-*.arrow", "data-*.json")
+SMALL = (PLAN, MANIFEST, "images-*.parquet", "index-*.arrow", "buckets-*.npy", "data-*.json")
 """What is fetched at a start and stays when it has been sent; latents and tables are never fetched, and go when they have been sent."""
 
 COMPLETE = "config.json"

@@ -6,7 +6,7 @@ from typing import Any
 from autoencoder.runtime.config_file import closest, find_config, read_config, read_value
 from autoencoder.runtime.errors import ConfigError, UsageError
 from autoencoder.runtime.own_class import with_entry
-from autoencoder.runtime.settings import admits, class_groups, groups, settings, takes_list, words
+from autoencoder.runtime.settings import admits, class_groups, groups, literals, settings, takes_list, words
 
 
 class CommandLine:
@@ -149,7 +149,7 @@ class CommandLine:
 
 def _listed(value: Any, annotation: Any) -> Any:
     """`a,b` for a list or tuple as `[a,b]`, which is how YAML writes it."""
-    if not isinstance(value, str) or not takes_list(annotation) or value.startswith("[") or value in ("", "null"):
+    if not isinstance(value, str) or not takes_list(annotation) or value.startswith("[") or value in ("", "null", *literals(annotation)):
         return value
     return f"[{value}]"
 

@@ -85,6 +85,12 @@ def takes_list(annotation: Any) -> bool:
     return any(get_origin(alternative) in (list, tuple) for alternative in alternatives)
 
 
+def literals(annotation: Any) -> tuple[Any, ...]:
+    """The values that are written out among the alternatives of a union."""
+    alternatives = get_args(annotation) if get_origin(annotation) in (typing.Union, types.UnionType) else (annotation,)
+    return tuple(value for alternative in alternatives if get_origin(alternative) is Literal for value in get_args(alternative))
+
+
 _SIMPLE = {int: "an integer", float: "a number", str: "text", bool: "`true` or `false`", type(None): "`null`"}
 
 
