@@ -27,7 +27,7 @@ import frame
 import numpy as np
 
 SHORT_SIDE, QUALITY = 288, 90
-PRESETS = {"tiny": (64, 64, 1024, 512), "kl-f8": (256, 1, 2, 1)}
+PRESETS = {"tiny": (64, 64, 4096, 1024), "kl-f8": (256, 1, 2, 1)}
 """Side of the crops, microbatch, rows of a round and of a shard."""
 MEMORY_ROWS = (10_000, 1_000_000)
 
