@@ -12,8 +12,8 @@ from autoencoder.evaluation_file import open_report
 from autoencoder.lpips_weights import check_side, lpips_weights_path
 from autoencoder.model_path import check_model
 from autoencoder.runtime import cli
-from autoencoder.runtime.errors import ConfigError, require
-from autoencoder.runtime.files import replace_text
+from autoencoder.runtime.errors import require
+from autoencoder.runtime.files import write_out
 from autoencoder.runtime.own_class import OwnClass, find_class
 
 
@@ -163,9 +163,6 @@ def _evaluate(argv: list[str] | None) -> int:
     report = measure(config)
     print(evaluation_text.whole(report))
     if config.out is not None:
-        try:
-            replace_text(Path(config.out), json.dumps(report, indent=1))
-        except OSError as error:
-            raise ConfigError("out", config.out, f"cannot be written ({error.strerror}); give a file in a folder that takes it") from error
+        write_out(config.out, json.dumps(report, indent=1))
         print(f"written to {config.out}")
     return 0

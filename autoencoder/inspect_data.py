@@ -9,7 +9,7 @@ from autoencoder.data.remote import check_local
 from autoencoder.data_config import check_own
 from autoencoder.runtime import cli
 from autoencoder.runtime.errors import ConfigError, require
-from autoencoder.runtime.files import replace_text
+from autoencoder.runtime.files import write_out
 from autoencoder.runtime.own_class import OwnClass, find_class
 
 
@@ -75,9 +75,6 @@ def _inspect(argv: list[str] | None) -> int:
     print()
     print(text, end="")
     if config.out is not None:
-        try:
-            replace_text(Path(config.out), text)
-        except OSError as error:
-            raise ConfigError("out", config.out, f"cannot be written ({error.strerror}); give a file in a folder that takes it") from error
+        write_out(config.out, text)
         print(f"\nwritten to {config.out}; `firststage train_autoencoder --config {config.out} --out RUN ...` takes it")
     return 0

@@ -209,22 +209,22 @@ import resource, sys, torch
 from autoencoder.runtime.memory import keep_freed
 if sys.argv[1] == "kept":
     keep_freed()
-for _ in range(4):
+for _ in range(24):
     torch.ones(10 * 2**20)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(8):
     torch.ones(10 * 2**20)
 sys.exit((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize() // (40 * 2**20))
 """
-"""Exit code: how many feature maps' worth of page faults eight of 40 MiB cost, after four of them."""
+"""Exit code: how many feature maps' worth of page faults eight of 40 MiB cost, once the heap has grown to what it needs for them: it takes
+some ten of them, as an aligned block seldom fits where the last one was."""
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc alone is told")
 def test_memory_that_is_kept_is_not_mapped_again() -> None:
     # In interpreters of their own: what other tests have left in a fork's heap decides where large blocks come to lie.
     cost = {way: subprocess.run([sys.executable, "-c", ALLOCATING, way], check=False).returncode for way in ("kept", "usual")}
-    # How many are spared depends on where the system lets the heap grow: from a quarter of them to all.
-    assert cost["kept"] < cost["usual"] == 8
+    assert cost == {"kept": 0, "usual": 8}
 
 
 def test_what_is_waited_for_is_the_work_of_the_workers_own_gpu(setting: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -18,8 +17,7 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from autoencoder import encode, verify_latents
-from autoencoder.latents.reader import Latents, LatentsError
+from autoencoder import encode
 from autoencoder.latents.remote import RemoteLatents
 from tests import children
 from tests.encode_children import files, photos, small_model
@@ -362,51 +360,3 @@ def test_what_cannot_be_used_is_refused(setting: Path, tmp_path: Path, url: str,
     assert encode.main(arguments(setting, url)) == 0
     write(f"{url}/plan.json", b"{")
     assert f"out: got '{url}'; its plan.json cannot be read" in refused(capsys, arguments(setting, url))
-
-
-def test_other_commands_say_how_to_copy_latents_and_the_copy_is_whole(
-    setting: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    url = f"file://{tmp_path}/there"
-    assert encode.main(arguments(setting, url)) == 0
-    message = refused(capsys, [f"--latents={url}"], verify_latents.main)
-    assert f"latents: got '{url}'; rows are mapped from a disk; copy the folder to one first" in message
-    with pytest.raises(LatentsError, match="rows are mapped from a disk; copy the folder to one first"):
-        Latents(url)
-    monkeypatch.chdir(tmp_path)
-    code = message.partition('python -c "')[2].partition('"')[0]
-    subprocess.run([sys.executable, "-c", code], check=True)
-    assert files(tmp_path / "latents") == files(setting / "local")
-    assert len(Latents(tmp_path / "latents").check()) == 8
-
-
-def test_commands_that_write_on_disks_refuse_urls_before_anything_starts(
-    setting: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from autoencoder import evaluate, export, export_latents, inspect_data, reconstruct, train
-    from autoencoder.report import command as report
-    from diffusion import sample
-    from diffusion import train as train_diffusion
-
-    monkeypatch.chdir(tmp_path)
-    before = sorted(tmp_path.rglob("*"))
-    model, latents, photo = str(setting / "vae"), str(setting / "local"), str(setting / "photos")
-    for command, given in (
-        (train.main, ["--data.source=demo"]),
-        (evaluate.main, ["--model", model, "--data.source", photo]),
-        (export.main, ["--checkpoint", model]),
-        (export_latents.main, ["--latents", latents]),
-        (verify_latents.main, ["--latents", latents]),
-        (inspect_data.main, ["--source", photo]),
-        (reconstruct.main, ["--model", model, "--input", photo]),
-        (report.main, ["run"]),
-        (sample.main, ["--pipeline", model]),
-        (train_diffusion.main, ["--latents", latents]),
-    ):
-        message = refused(capsys, [*given, "--out=s3://bucket/x"], command)
-        assert message == (
-            "error: out: got 's3://bucket/x'; encode_dataset alone writes behind URLs; give a path on a disk, and copy it when it is done\n"
-        )
-    for reads in (train_diffusion.main, export_latents.main, reconstruct.main):
-        assert "copy the folder to one first" in refused(capsys, ["--latents=s3://bucket/x", "--out=y"], reads)
-    assert sorted(tmp_path.rglob("*")) == before

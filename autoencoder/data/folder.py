@@ -9,12 +9,11 @@ from typing import Any
 import pyarrow as pa
 
 from autoencoder.data import remote
-from autoencoder.data.decode import DecodeError, decode_image
 from autoencoder.data.formats import Data
 from autoencoder.data.index.opening import changed, opened_or_made, signed, told
 from autoencoder.data.index.table import Index, table_of
 from autoencoder.data.paths import Found, find_images, folder_splits, visible_subfolders
-from autoencoder.data.sources import BadImage, Record
+from autoencoder.data.sources import Record
 from autoencoder.data_config import DataConfig
 from autoencoder.pixel_recipe import recipe_of
 from autoencoder.runtime.errors import ConfigError, UsageError, first_line
@@ -45,11 +44,7 @@ class FolderSource:
 
     def read(self, index: int) -> Record:
         data, id = self.encoded(index)
-        try:
-            image = decode_image(data, self._recipe)
-        except DecodeError as error:
-            raise BadImage.of(id, error) from error
-        return Record(image.pixels, self._index.value("label", index), id, image.valid)
+        return Record.decoded(data, self._recipe, label=self._index.value("label", index), id=id)
 
     def encoded(self, index: int) -> tuple[Data, str]:
         id = self._index.value("name", index).decode("utf-8", "surrogateescape")

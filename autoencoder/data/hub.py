@@ -8,11 +8,10 @@ import pyarrow as pa
 from datasets import Dataset, Image
 
 from autoencoder.data import columns
-from autoencoder.data.decode import DecodeError, decode_image
-from autoencoder.data.sources import BadImage, Record
+from autoencoder.data.sources import Record
 from autoencoder.data_config import DataConfig
 from autoencoder.pixel_recipe import recipe_of
-from autoencoder.runtime.errors import ConfigError, first_line
+from autoencoder.runtime.errors import ConfigError, first_line, sibling
 
 
 class HubSource:
@@ -21,12 +20,12 @@ class HubSource:
     in_memory = False
 
     def __init__(self, table: Dataset, *, name: str, config: DataConfig, key: str) -> None:
-        room, schema = key[: key.rfind(".") + 1], table.features.arrow_schema
+        schema = table.features.arrow_schema
         self.name, self.fingerprint = name, table._fingerprint
-        self._image = columns.image_column(schema, config.image_column, f"{room}image_column")
+        self._image = columns.image_column(schema, config.image_column, sibling(key, "image_column"))
         if isinstance(table.features[self._image], Image):
             table = table.cast_column(self._image, Image(decode=False))
-        self._label = columns.label_column(schema, config.label_column, f"{room}label_column")
+        self._label = columns.label_column(schema, config.label_column, sibling(key, "label_column"))
         self.labels, self._numbers = columns.class_names(schema, self._label), None
         if self.labels is None and self._label is not None and columns.is_text(schema.field(self._label).type):
             self.labels = sorted(name for name in table.unique(self._label) if name is not None)
@@ -40,13 +39,9 @@ class HubSource:
     def read(self, index: int) -> Record:
         row = self._table[int(index)]
         data, id = columns.encoded(row[self._image], index)
-        try:
-            image = decode_image(data, self._recipe)
-        except DecodeError as error:
-            raise BadImage.of(id, error) from error
         value = row[self._label] if self._label else None
         label = -1 if value is None else self._numbers[value] if self._numbers is not None else int(value)
-        return Record(image.pixels, label, id, image.valid)
+        return Record.decoded(data, self._recipe, label=label, id=id)
 
     def encoded(self, index: int) -> tuple[bytes | str, str]:
         return columns.encoded(self._table[int(index)][self._image], index)
@@ -66,7 +61,7 @@ def open_hub(name: str, split: str, config: DataConfig, key: str) -> HubSource:
     """A split of a dataset on the hub, downloaded or from the cache."""
     splits = hub_splits(name, key)
     if split not in splits:
-        raise ConfigError(f"{key[: key.rfind('.') + 1]}split", split, f"{name} has {' and '.join(splits)}")
+        raise ConfigError(sibling(key, "split"), split, f"{name} has {' and '.join(splits)}")
     try:
         table = _load(name, split=split)
     except Exception as error:

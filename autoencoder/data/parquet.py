@@ -14,15 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from autoencoder.data import columns, remote
-from autoencoder.data.decode import DecodeError, decode_image
 from autoencoder.data.index.opening import Listed, changed, files_of, files_told, fingerprint, opened_or_made, stat_files, told
 from autoencoder.data.index.table import Index, table_of
 from autoencoder.data.order import Blocks
 from autoencoder.data.paths import Location
-from autoencoder.data.sources import BadImage, Record
+from autoencoder.data.sources import Record
 from autoencoder.data_config import DataConfig
 from autoencoder.pixel_recipe import recipe_of
-from autoencoder.runtime.errors import ConfigError, UsageError, first_line
+from autoencoder.runtime.errors import ConfigError, UsageError, first_line, sibling
 
 KEPT = 2**29
 """Bytes of row groups that a process keeps."""
@@ -64,13 +63,9 @@ class ParquetSource:
 
     def read(self, index: int) -> Record:
         row, (data, id) = self._row(index)
-        try:
-            image = decode_image(data, self._recipe)
-        except DecodeError as error:
-            raise BadImage.of(id, error) from error
         value = row[self._label] if self._label else None
         label = -1 if value is None else self._numbers[value] if self._numbers is not None else int(value)
-        return Record(image.pixels, label, id, image.valid)
+        return Record.decoded(data, self._recipe, label=label, id=id)
 
     def encoded(self, index: int) -> tuple[bytes | str, str]:
         return self._row(index)[1]
@@ -187,7 +182,7 @@ def _reasons(file: Listed, key: str) -> Iterator[None]:
 
 def _index(location: Location, config: DataConfig, key: str) -> Index:
     """One row a row group: file, number in it, rows, and bytes of its images."""
-    files, room = stat_files(location), key[: key.rfind(".") + 1]
+    files = stat_files(location)
     first: pa.Schema | None = None
     facts: dict[str, Any] = {}
 
@@ -198,8 +193,8 @@ def _index(location: Location, config: DataConfig, key: str) -> Index:
                 schema, footer = opened.schema_arrow, opened.metadata
                 if first is None:
                     first = schema
-                    facts["image"] = columns.image_column(schema, config.image_column, f"{room}image_column")
-                    facts["label"] = columns.label_column(schema, config.label_column, f"{room}label_column")
+                    facts["image"] = columns.image_column(schema, config.image_column, sibling(key, "image_column"))
+                    facts["label"] = columns.label_column(schema, config.label_column, sibling(key, "label_column"))
                 elif not schema.equals(first):
                     remedy = f"{file.path} has columns other than those of {files[0].path}: {_difference(schema, first)}; give one of them"
                     raise ConfigError(key, location.paths, remedy)

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import numpy as np
 
 from autoencoder.data.bands import DecodeError, Misfit
+from autoencoder.data.decode import decode_image
 from autoencoder.data.formats import Data
 from autoencoder.data.order import Blocks, spread
 from autoencoder.data.paths import VALIDATION_SPLITS, folder_splits, locate
 from autoencoder.data_config import DataConfig, images_key
-from autoencoder.runtime.errors import ConfigError
+from autoencoder.pixel_recipe import PixelRecipe
+from autoencoder.runtime.errors import ConfigError, sibling
 from autoencoder.runtime.own_class import OwnClass
 from autoencoder.runtime.rng import generator
 
@@ -34,6 +36,15 @@ class Record:
     """Its name within the source."""
     valid: np.ndarray | None = None
     """(H, W) bool, false where pixels are missing; None where none can be."""
+
+    @classmethod
+    def decoded(cls, data: Data, recipe: PixelRecipe, *, label: int, id: str) -> "Record":
+        """The record of an encoded image, bytes or path; raises BadImage."""
+        try:
+            image = decode_image(data, recipe)
+        except DecodeError as error:
+            raise BadImage.of(id, error) from error
+        return cls(image.pixels, label, id, image.valid)
 
 
 class BadImage(Exception):
@@ -141,7 +152,7 @@ def open_own(own: OwnClass, config: DataConfig, key: str) -> "OwnSource":
 
     found = OwnSource(own, config, key)
     found.look()
-    _check_fit(found, config, key[: key.rfind(".") + 1])
+    _check_fit(found, config, key)
     return found
 
 
@@ -151,7 +162,7 @@ def open_source(source: str, *, split: str, config: DataConfig, key: str = "data
     `split` is one of the source's splits; sources without splits (files, folders that are not split) have one, `train`.
     """
     found = open_files(source, split, config, key, index)
-    _check_fit(found, config, key[: key.rfind(".") + 1])
+    _check_fit(found, config, key)
     return found
 
 
@@ -164,7 +175,7 @@ def open_files(source: str, split: str, config: DataConfig, key: str, index: Pat
         return open_hub(source, split, config, key)
     splits = _splits(source, key) or ["train"]
     if split not in splits:
-        raise ConfigError(f"{key.rpartition('.')[0]}.split", split, f"{source} has {' and '.join(splits)}")
+        raise ConfigError(sibling(key, "split"), split, f"{source} has {' and '.join(splits)}")
     match location.kind:
         case "demo":
             from autoencoder.data.demo import DemoSource
@@ -184,7 +195,7 @@ def open_files(source: str, split: str, config: DataConfig, key: str, index: Pat
             return ParquetSource(location, source, config, key, index)
 
 
-def _check_fit(source: Source, config: DataConfig, room: str) -> None:
+def _check_fit(source: Source, config: DataConfig, key: str) -> None:
     """Look at three images: ConfigError where most of those that can be read do not fit the settings, as then most of all will not."""
     whole, misfits = 0, []
     for index in spread(len(source), 3).tolist():
@@ -196,7 +207,7 @@ def _check_fit(source: Source, config: DataConfig, room: str) -> None:
     if len(misfits) > whole:
         first = misfits[0]
         given = None if first.misfit is None else getattr(config, first.misfit)
-        raise ConfigError(f"{room}{first.misfit}", given, f"{source.name}: {first.id} does not fit: {first.reason}")
+        raise ConfigError(sibling(key, str(first.misfit)), given, f"{source.name}: {first.id} does not fit: {first.reason}")
 
 
 def open_train_and_validation(config: DataConfig) -> tuple[Source, Source]:

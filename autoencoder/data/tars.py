@@ -6,7 +6,6 @@ import numpy as np
 import pyarrow as pa
 
 from autoencoder.data.columns import refuse_unknown
-from autoencoder.data.decode import DecodeError, decode_image
 from autoencoder.data.index.members import is_text, parted
 from autoencoder.data.index.opening import files_of, opened_or_made
 from autoencoder.data.index.samples import index_tars
@@ -39,11 +38,7 @@ class TarSource:
 
     def read(self, index: int) -> Record:
         data, id = self.encoded(index)
-        try:
-            image = decode_image(data, self._recipe)
-        except DecodeError as error:
-            raise BadImage.of(id, error) from error
-        return Record(image.pixels, self._index.value("label", index), id, image.valid)
+        return Record.decoded(data, self._recipe, label=self._index.value("label", index), id=id)
 
     def encoded(self, index: int) -> tuple[bytes, str]:
         id = f"{index}:{self._name(index)}"

@@ -26,7 +26,7 @@ from autoencoder.latents.statistics import Moments
 from autoencoder.model import AutoencoderKL, narrow
 from autoencoder.pretrained import open_pretrained
 from autoencoder.runtime.errors import ConfigError, UsageError, first_line
-from autoencoder.runtime.files import replace_text
+from autoencoder.runtime.files import write_out
 from autoencoder.runtime.lock import hold, release
 from autoencoder.verify_latents import VerifyConfig
 
@@ -49,10 +49,7 @@ def verify_latents(config: VerifyConfig) -> int:
         damage += _verify(config, folder, manifest, told)
     told["damage"] = [{"file": d.file, "what": d.what, "remedy": d.remedy} for d in damage]
     if config.out is not None:
-        try:
-            replace_text(Path(config.out), json.dumps(told, indent=1))
-        except OSError as error:
-            raise ConfigError("out", config.out, f"cannot be written ({error.strerror}); give a file that can be") from error
+        write_out(config.out, json.dumps(told, indent=1))
         print(f"written to {config.out}")
     if not damage:
         print(f"{folder}: no damage")

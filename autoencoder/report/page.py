@@ -21,8 +21,7 @@ from autoencoder.report.objective import objective_rows
 from autoencoder.report.quantities import number, quantity
 from autoencoder.report.runs import Run, flatten, read_runs
 from autoencoder.report.stages import AUTOENCODER, STAGES, Section, Stage
-from autoencoder.runtime.errors import UsageError
-from autoencoder.runtime.files import replace_text
+from autoencoder.runtime.files import write_out
 
 MOST_ROWS = 200
 """Rows of a table of images."""
@@ -54,10 +53,7 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
     Raises `UsageError` where a folder is no run, a file in it cannot be read, or `out` cannot be written.
     """
     page = render(read_runs(folders))
-    try:
-        replace_text(out, page)
-    except OSError as error:
-        raise UsageError(f"out: {out} cannot be written ({error.strerror}); give a file in a folder that takes it") from None
+    write_out(str(out), page)
 
 
 def render(runs: Sequence[Run]) -> str:

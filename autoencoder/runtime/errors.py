@@ -28,6 +28,11 @@ def require(condition: bool, key: str, given: object, remedy: str) -> None:
         raise ConfigError(key, given, remedy)
 
 
+def sibling(key: str, name: str) -> str:
+    """The dotted key of the setting `name` that stands beside `key`."""
+    return f"{key[: key.rfind('.') + 1]}{name}"
+
+
 def first_line(error: Exception) -> str:
     """What a library's error says first; its kind where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -3,12 +3,22 @@
 import os
 from pathlib import Path
 
+from autoencoder.runtime.errors import ConfigError
+
 
 def replace_text(path: Path, text: str) -> None:
     """Write `text` beside `path` and rename: a reader, or a crash, sees the old content or the new."""
     beside = partial(path)
     beside.write_text(text, encoding="utf-8")
     os.replace(beside, path)
+
+
+def write_out(path: str, text: str) -> None:
+    """What a command was asked to write to its `--out`, whole or not at all; ConfigError where it cannot be written."""
+    try:
+        replace_text(Path(path), text)
+    except OSError as error:
+        raise ConfigError("out", path, f"cannot be written ({error.strerror}); give a file in a folder that takes it") from error
 
 
 def partial(path: Path) -> Path:

@@ -14,7 +14,7 @@ from autoencoder.data.index.members import SHORT, TEXT, is_text, members_of
 from autoencoder.data.index.opening import Listed, files_told, fingerprint, stat_files, told
 from autoencoder.data.index.table import Index, table_of
 from autoencoder.data.paths import IMAGE_EXTENSIONS, Location
-from autoencoder.runtime.errors import ConfigError
+from autoencoder.runtime.errors import ConfigError, sibling
 
 PLACE = pa.struct([("offset", pa.int64()), ("bytes", pa.int64())])
 """Where in its tar a member is."""
@@ -30,7 +30,6 @@ Sample = dict[str, tuple[int, int, bytes | None]]
 def index_tars(location: Location, image_column: str | None, label_column: str | None, key: str) -> Index:
     """One row a sample: number of the tar, name, place of image and label; and of each other field a column `.FIELD` of its place."""
     files = stat_files(location)
-    room = key[: key.rfind(".") + 1]
     tables, fields = [], dict[str, None]()
     with ThreadPoolExecutor(min(_READERS, len(files))) as pool:
         for number, members in enumerate(told(_in_order(pool, files, key), "tars", of=len(files))):
@@ -39,15 +38,15 @@ def index_tars(location: Location, image_column: str | None, label_column: str |
             if len(fields) > MOST_FIELDS:
                 seen = f"{files[number].path} has fields (what comes after the first dot of a name) like {found[-1]!r}, and more than"
                 raise ConfigError(key, location.base, f"{seen} {MOST_FIELDS} of them; pack it with names like 0001.jpg")
-            tables.append(_samples(members, number, found, image_column, label_column, room))
+            tables.append(_samples(members, number, found, image_column, label_column, key))
     if image_column is not None and image_column not in fields:
         columns = ", ".join(name for name in fields if is_image(name)) or "none"
-        raise ConfigError(f"{room}image_column", image_column, f"columns that can hold images: {columns}")
+        raise ConfigError(sibling(key, "image_column"), image_column, f"columns that can hold images: {columns}")
     table = pa.concat_tables(tables, promote_options="default")
     if table["offset"].null_count == table.num_rows:
-        raise ConfigError(f"{room}image_column", image_column, f"no column holds images, among {', '.join(fields) or 'none'}")
-    label = _label_field(fields, label_column, f"{room}label_column")
-    numbers, classes = _labels(table["label_text"] if label else None, table.num_rows, label_column, f"{room}label_column")
+        raise ConfigError(sibling(key, "image_column"), image_column, f"no column holds images, among {', '.join(fields) or 'none'}")
+    label = _label_field(fields, label_column, sibling(key, "label_column"))
+    numbers, classes = _labels(table["label_text"] if label else None, table.num_rows, label_column, sibling(key, "label_column"))
     table = table.drop_columns(["label_text"]).append_column("label", pa.array(numbers, pa.int32()))
     facts = {
         "files": files_told(files, location),
@@ -101,7 +100,7 @@ def _grouped(members: pa.Table) -> Iterator[tuple[bytes, Sample]]:
         yield last, sample
 
 
-def _samples(members: pa.Table, number: int, fields: list[str], wanted: str | None, label: str | None, room: str) -> pa.Table:
+def _samples(members: pa.Table, number: int, fields: list[str], wanted: str | None, label: str | None, key: str) -> pa.Table:
     others = [field for field in fields if field != wanted]
     schema = pa.schema(
         [("tar", pa.int32()), ("name", pa.large_binary()), ("offset", pa.int64()), ("bytes", pa.int64()), ("label_text", pa.binary())]
@@ -111,12 +110,12 @@ def _samples(members: pa.Table, number: int, fields: list[str], wanted: str | No
 
     def rows() -> Iterator[tuple[Any, ...]]:
         for name, sample in _grouped(members):
-            image = wanted if wanted is not None else _only_image(name, sample, room)
+            image = wanted if wanted is not None else _only_image(name, sample, key)
             place = sample.get(image) if image is not None else None
             offset, size = place[:2] if place else (None, None)
             named = name + f".{image}".encode() if place else name
             told_by = next((field for field in labels if field in sample), None)
-            text = None if told_by is None else _class_name(name, told_by, sample, room)
+            text = None if told_by is None else _class_name(name, told_by, sample, key)
             yield number, named, offset, size, text, *(_place(sample, field) if field != image else None for field in others)
 
     table = table_of(rows(), schema)
@@ -128,19 +127,19 @@ def _place(sample: Sample, field: str) -> dict[str, int] | None:
     return {"offset": sample[field][0], "bytes": sample[field][1]} if field in sample else None
 
 
-def _class_name(name: bytes, field: str, sample: Sample, room: str) -> bytes:
+def _class_name(name: bytes, field: str, sample: Sample, key: str) -> bytes:
     text = sample[field][2]
     if text is None:
         remedy = f"{name.decode(errors='replace')}.{field} has {sample[field][1]:,} bytes; class names and numbers have {SHORT} at most"
-        raise ConfigError(f"{room}label_column", field, remedy)
+        raise ConfigError(sibling(key, "label_column"), field, remedy)
     return text
 
 
-def _only_image(name: bytes, sample: Sample, room: str) -> str | None:
+def _only_image(name: bytes, sample: Sample, key: str) -> str | None:
     images = [field for field in sample if is_image(field)]
     if len(images) > 1:
         remedy = f"columns that can hold images: {', '.join(images)} (of {name.decode(errors='replace')}); give one of them"
-        raise ConfigError(f"{room}image_column", None, remedy)
+        raise ConfigError(sibling(key, "image_column"), None, remedy)
     return images[0] if images else None
 
 
