@@ -69,14 +69,24 @@ class DenoiserConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessConfig:
-    """Flow matching: x_t = (1 - t) latents + t noise, and the network gives the velocity, noise - latents."""
+    """How latents become noise, what of it the network gives, and at which times it is trained."""
 
+    name: Literal["flow", "vp"] = "flow"
+    """`flow`: straight paths, (1 - t) latents + t noise; `vp`: variance-preserving diffusion by a table of 1000 steps (Ho et al. 2020)."""
+    prediction: Literal["velocity", "v", "epsilon"] | None = None
+    """What the network gives: flow the `velocity`, noise - latents; vp `v` (Salimans & Ho 2022) or the noise, `epsilon`. Null: velocity,
+    or v."""
+    schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
+    """Table of vp, named as in diffusers: `linear` of DDPM and DiT, `scaled_linear` of Stable Diffusion, `squaredcos_cap_v2` the cosine."""
     t_mean: float = 0.0
     """Mean of logit(t) in training (Esser et al. 2024, eq. 19); above 0 trains more on noisy latents."""
     t_std: float = 1.0
     """Standard deviation of logit(t) in training."""
 
     def __post_init__(self) -> None:
+        fits = {"flow": ("velocity",), "vp": ("v", "epsilon")}[self.name]
+        remedy = f"{self.name} has {' or '.join(fits)}; give {'that' if len(fits) == 1 else 'one of them'}, or null"
+        require(self.prediction is None or self.prediction in fits, "prediction", self.prediction, remedy)
         require(self.t_std > 0, "t_std", self.t_std, "give a standard deviation above 0")
 
 

@@ -13,7 +13,7 @@ from autoencoder.data.workers import load
 from autoencoder.latents.reader import Latents, LatentsError, Rows
 from autoencoder.runtime.errors import ConfigError, UsageError
 from autoencoder.runtime.rng import generator
-from diffusion import process
+from diffusion import times
 from diffusion.config import TrainDiffusionConfig
 from diffusion.denoiser import NULL_CLASS
 from diffusion.space import LatentSpace
@@ -105,7 +105,7 @@ class TrainRows:
         return LatentBatch(
             latents=draw(read, posterior_noise, self.space, self.config.data.draw),
             noise=torch.from_numpy(noise),
-            t=process.training_time(self.config.process, normal),
+            t=times.training_time(self.config.process, normal),
             labels=labels,
             weight=torch.full((len(draws),), float(bool(positions))),
         )

@@ -6,13 +6,12 @@ from torch import Tensor, nn
 import autoencoder.runtime.torchvision_operators  # noqa: F401  (before diffusers)
 from autoencoder.runtime.errors import ConfigError
 from diffusion.config import MOST_CLASSES, DenoiserConfig
+from diffusion.process import TIMESTEPS
 
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel  # isort: skip
 
 NULL_CLASS = MOST_CLASSES
 """The label that stands for no class: stock pipelines have it built in."""
-TIMESTEPS = 1000
-"""t = 1 is this timestep of the network, as diffusers' schedulers count."""
 
 
 class Denoiser(nn.Module):

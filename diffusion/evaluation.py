@@ -8,11 +8,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from autoencoder.data.steps import part
-from diffusion import process, sampling
+from diffusion import sampling, times
 from diffusion.config import ProcessConfig, SamplingConfig
 from diffusion.data import ValidationRows
 from diffusion.denoiser import Denoiser
 from diffusion.frechet import features, frechet_distance
+from diffusion.process import Process
 
 LEVELS = 8
 """Times at which every held-out row is validated."""
@@ -28,25 +29,25 @@ class NoiseLevel:
 
 @torch.no_grad()
 def validation_loss(
-    denoiser: nn.Module, rows: ValidationRows, config: ProcessConfig, *, accelerator: Accelerator, batch_size: int
+    denoiser: nn.Module, rows: ValidationRows, process: Process, config: ProcessConfig, *, accelerator: Accelerator, batch_size: int
 ) -> list[NoiseLevel]:
-    """Mean squared error of the velocity a latent value at `LEVELS` times; their mean is the training loss's expectation.
+    """Mean squared error of the network's output a latent value at `LEVELS` times; their mean is the training loss's expectation.
 
     Every process calls it with its share; all get the same figures.
     """
-    times = process.validation_times(config, LEVELS)
+    levels = times.validation_times(config, LEVELS)
     device = accelerator.device
     sums = torch.zeros(LEVELS, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
     share = part(range(len(rows)), accelerator.process_index, accelerator.num_processes)
     for start in range(0, len(share), batch_size):
         latents, noise, labels = (value.to(device) for value in rows.read(share[start : start + batch_size]))
-        for level, t in enumerate(times):
+        for level, t in enumerate(levels):
             at = torch.full((len(latents),), t, device=device)
             predicted = denoiser(process.noisy(latents, noise, at), at, labels)
-            sums[level] += process.squared_error(predicted, latents, noise).to(sums.dtype).sum()
+            sums[level] += process.squared_error(predicted, latents, noise, at).to(sums.dtype).sum()
     if accelerator.num_processes > 1:
         torch.distributed.all_reduce(sums)
-    return [NoiseLevel(t, loss) for t, loss in zip(times, (sums / len(rows)).tolist(), strict=True)]
+    return [NoiseLevel(t, loss) for t, loss in zip(levels, (sums / len(rows)).tolist(), strict=True)]
 
 
 @dataclass

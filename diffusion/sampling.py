@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from autoencoder.runtime.rng import generator
-from diffusion.denoiser import NULL_CLASS, TIMESTEPS
+from diffusion.denoiser import NULL_CLASS
+from diffusion.process import TIMESTEPS
 
 Velocity = Callable[[Tensor, float], Tensor]
 """(x, t) to dx/dt."""

@@ -16,11 +16,11 @@ from autoencoder.report.pictures import plain_grid
 from autoencoder.runtime.alarms import AlarmNews
 from autoencoder.runtime.checkpoint import HasTensors
 from autoencoder.runtime.config import count
-from diffusion import process
 from diffusion.config import TrainDiffusionConfig
 from diffusion.data import LatentBatch, LatentLoader, TrainRows, ValidationRows
 from diffusion.denoiser import NULL_CLASS, Denoiser, edges
 from diffusion.evaluation import NoiseLevel, draw_samples, validation_loss
+from diffusion.process import build
 from diffusion.space import LatentSpace
 
 
@@ -60,6 +60,7 @@ class DiffusionTask:
         self.accelerator, self.folder, self.notes, self.preview = accelerator, folder, list(notes), preview or Preview()
         self.vae = vae.to(accelerator.device).eval().requires_grad_(False)
         self.edges = edges(module.dit)
+        self.process = build(config.process)
         self.steps = Steps(
             images=count(config.train.images, "train.images"),
             batch_size=config.train.batch_size,
@@ -73,8 +74,8 @@ class DiffusionTask:
         return LatentLoader(self.train_rows, self.steps, first_step=first_step, workers=self.config.data.workers, pin_memory=pin_memory)
 
     def losses(self, module: nn.Module, batch: LatentBatch, images: int, *, probe: bool = False) -> FlowTerms:
-        predicted = module(process.noisy(batch.latents, batch.noise, batch.t), batch.t, batch.labels)
-        return FlowTerms(process.squared_error(predicted, batch.latents, batch.noise))
+        predicted = module(self.process.noisy(batch.latents, batch.noise, batch.t), batch.t, batch.labels)
+        return FlowTerms(self.process.squared_error(predicted, batch.latents, batch.noise, batch.t))
 
     def standing(self, step: int, images: int) -> Sequence[nn.Parameter]:
         return ()
@@ -96,7 +97,9 @@ class DiffusionTask:
 
     def noise_levels(self, module: Denoiser) -> list[NoiseLevel]:
         """The validation loss by time; every process calls it."""
-        return validation_loss(module, self.validation_rows, self.config.process, accelerator=self.accelerator, batch_size=self.batch_size)
+        return validation_loss(
+            module, self.validation_rows, self.process, self.config.process, accelerator=self.accelerator, batch_size=self.batch_size
+        )
 
     def validate(self, module: Denoiser, step: int) -> dict[str, float]:
         module.eval()

@@ -7,11 +7,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from diffusion import process, sampling
+from diffusion import sampling, times
 from diffusion.config import ProcessConfig, SamplingConfig
 from diffusion.denoiser import NULL_CLASS
 from diffusion.evaluation import LEVELS, draw_samples, nearest, two_sample, validation_loss
 from diffusion.frechet import frechet_distance
+from diffusion.process import flow
 from tests.test_diffusion_sampling import MEAN, STD, gaussian_velocity, spread
 
 SHAPE = (2, 8, 8)
@@ -49,14 +50,14 @@ class Nothing(nn.Module):
 
 
 def losses(network: nn.Module, rows: Rows, batch_size: int = 64) -> np.ndarray:
-    found = validation_loss(network, rows, ProcessConfig(), accelerator=Accelerator(cpu=True), batch_size=batch_size)  # type: ignore[arg-type]
-    assert [level.t for level in found] == process.validation_times(ProcessConfig(), LEVELS)
+    found = validation_loss(network, rows, flow(), ProcessConfig(), accelerator=Accelerator(cpu=True), batch_size=batch_size)  # type: ignore[arg-type]
+    assert [level.t for level in found] == times.validation_times(ProcessConfig(), LEVELS)
     return np.array([level.loss for level in found])
 
 
 def test_the_best_networks_loss_is_the_velocitys_conditional_variance() -> None:
     # Var[noise - latents | x_t] = s**2 / ((1 - t)**2 s**2 + t**2) for jointly Gaussian latents and noise.
-    expected = [STD**2 / spread(t) ** 2 for t in process.validation_times(ProcessConfig(), LEVELS)]
+    expected = [STD**2 / spread(t) ** 2 for t in times.validation_times(ProcessConfig(), LEVELS)]
     # 300 x 128 values: a relative standard error of sqrt(2 / 38,400).
     np.testing.assert_allclose(losses(Perfect(), Rows(300)), expected, rtol=5 * np.sqrt(2 / 38_400))
 
