@@ -6,7 +6,7 @@ from autoencoder.latents.check import check_latents
 from autoencoder.model_path import check_model
 from autoencoder.runtime import cli
 from autoencoder.runtime.errors import ConfigError
-from autoencoder.runtime.idle import OPTIMIZER
+from autoencoder.runtime.idle import AVERAGE, OPTIMIZER
 from autoencoder.runtime.training_command import start
 from diffusion.config import TrainDiffusionConfig
 
@@ -34,7 +34,7 @@ def _train(argv: list[str] | None) -> int:
         prog="firststage train_diffusion",
         description="Train a latent diffusion model.",
         stage="diffusion",
-        idle=(OPTIMIZER,),
+        idle=(OPTIMIZER, AVERAGE),
     )
     check(config)
     return start(config, "diffusion.training")
