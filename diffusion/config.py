@@ -16,6 +16,8 @@ PRESETS: dict[str, dict[str, int]] = {
     # Peebles & Xie 2023, table 1.
     "S": {"layers": 12, "heads": 6, "head_dim": 64},
     "B": {"layers": 12, "heads": 12, "head_dim": 64},
+    "L": {"layers": 24, "heads": 16, "head_dim": 64},
+    "XL": {"layers": 28, "heads": 16, "head_dim": 72},
 }
 
 
@@ -43,8 +45,8 @@ class LatentsConfig:
 class DenoiserConfig:
     """The network: a diffusers DiTTransformer2DModel (Peebles & Xie 2023)."""
 
-    preset: Literal["tiny", "S", "B"] = "S"
-    """`S` and `B` as published; `tiny` for two cores."""
+    preset: Literal["tiny", "S", "B", "L", "XL"] = "S"
+    """`S`, `B`, `L` and `XL` as published; `tiny` for two cores."""
     patch_size: int = 2
     """Latents a side of a token: halving it makes four times the tokens."""
     layers: int | None = None
@@ -78,16 +80,44 @@ class ProcessConfig:
     or v."""
     schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
     """Table of vp, named as in diffusers: `linear` of DDPM and DiT, `scaled_linear` of Stable Diffusion, `squaredcos_cap_v2` the cosine."""
+    times: Literal["logit_normal", "uniform", "likelihood"] = "logit_normal"
+    """How t is drawn in training. `logit_normal`: most in the middle (Esser et al. 2024); `uniform`; `likelihood`: as often as the
+    variational bound counts errors there, so that the plain loss is the bound's diffusion term in other units."""
     t_mean: float = 0.0
-    """Mean of logit(t) in training (Esser et al. 2024, eq. 19); above 0 trains more on noisy latents."""
+    """Mean of logit(t) of `logit_normal` (Esser et al. 2024, eq. 19); above 0 trains more on noisy latents."""
     t_std: float = 1.0
-    """Standard deviation of logit(t) in training."""
+    """Standard deviation of logit(t) of `logit_normal`."""
+    weight: Literal["unit", "min_snr", "likelihood"] = "unit"
+    """How the squared error counts at t. `unit`: as it is; `min_snr`: an error of the latents by min(SNR, gamma) (Hang et al. 2023);
+    `likelihood`: as in the variational bound, by importance weights (mean 1) to the times drawn."""
+    min_snr_gamma: float = 5.0
+    """Where `min_snr` stops counting errors of the latents by their SNR."""
+    log_snr: tuple[float, float] | None = None
+    """Log SNRs between which `likelihood` takes the bound; null: from -10 to 10, as far as the process goes."""
 
     def __post_init__(self) -> None:
         fits = {"flow": ("velocity",), "vp": ("v", "epsilon")}[self.name]
         remedy = f"{self.name} has {' or '.join(fits)}; give {'that' if len(fits) == 1 else 'one of them'}, or null"
         require(self.prediction is None or self.prediction in fits, "prediction", self.prediction, remedy)
         require(self.t_std > 0, "t_std", self.t_std, "give a standard deviation above 0")
+        require(self.min_snr_gamma > 0, "min_snr_gamma", self.min_snr_gamma, "give an SNR above 0")
+        remedy = "process.times=likelihood draws by the bound already; give unit with it, or weight other times"
+        require(self.weight != "likelihood" or self.times != "likelihood", "weight", self.weight, remedy)
+        if self.log_snr is not None:
+            used = "likelihood" in (self.times, self.weight)
+            remedy = "it would have no effect: neither process.times nor process.weight is likelihood. Give one of them, or leave it out"
+            require(used, "log_snr", self.log_snr, remedy)
+            require(self.log_snr[0] < self.log_snr[1], "log_snr", self.log_snr, "give two log SNRs, the lower one first")
+
+    @property
+    def head(self) -> Literal["velocity", "v", "epsilon"]:
+        """What the network gives."""
+        return self.prediction or ("velocity" if self.name == "flow" else "v")
+
+    @property
+    def meaning(self) -> str:
+        """What a network's output means, in words: weights of one meaning are none of another."""
+        return f"flow, {self.head}" if self.name == "flow" else f"vp of the {self.schedule} table, {self.head}"
 
 
 @dataclass(frozen=True, kw_only=True)

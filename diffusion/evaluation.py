@@ -1,6 +1,6 @@
 """What a diffusion model is measured by: its loss at fixed times and noise, and how far its samples are from held-out latents."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,13 +25,21 @@ class NoiseLevel:
 
     t: float
     loss: float
+    """Mean squared error of the network's output, as it is."""
+    weight: float
+    """What it counts in training."""
+
+
+def mean_loss(levels: Sequence[NoiseLevel]) -> float:
+    """The training loss's expectation, by the middles of stretches of time that are drawn equally often."""
+    return sum(level.weight * level.loss for level in levels) / len(levels)
 
 
 @torch.no_grad()
 def validation_loss(
     denoiser: nn.Module, rows: ValidationRows, process: Process, config: ProcessConfig, *, accelerator: Accelerator, batch_size: int
 ) -> list[NoiseLevel]:
-    """Mean squared error of the network's output a latent value at `LEVELS` times; their mean is the training loss's expectation.
+    """Mean squared error of the network's output a latent value at `LEVELS` times, equally probable in training.
 
     Every process calls it with its share; all get the same figures.
     """
@@ -47,7 +55,8 @@ def validation_loss(
             sums[level] += process.squared_error(predicted, latents, noise, at).to(sums.dtype).sum()
     if accelerator.num_processes > 1:
         torch.distributed.all_reduce(sums)
-    return [NoiseLevel(t, loss) for t, loss in zip(levels, (sums / len(rows)).tolist(), strict=True)]
+    weights = times.weight(config, torch.tensor(levels, dtype=torch.float64)).tolist()
+    return [NoiseLevel(t, loss, weight) for t, loss, weight in zip(levels, (sums / len(rows)).tolist(), weights, strict=True)]
 
 
 @dataclass

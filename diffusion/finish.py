@@ -21,8 +21,8 @@ from autoencoder.runtime.versions import versions
 from diffusion import frechet, sampling
 from diffusion.card import model_card
 from diffusion.data import draw, gather
-from diffusion.denoiser import Denoiser
-from diffusion.evaluation import TwoSample, nearest, two_sample
+from diffusion.denoiser import Denoiser, stock
+from diffusion.evaluation import TwoSample, mean_loss, nearest, two_sample
 from diffusion.pipeline import Parts, write_pipeline
 from diffusion.task import DiffusionTask
 
@@ -37,7 +37,7 @@ def finish(task: DiffusionTask, module: Denoiser, recipe: dict[str, Any], identi
     """Write `evaluation.json`, `images/neighbours.png`, `pipeline/` and `report.html`; every process calls it."""
     levels = task.noise_levels(module)
     if task.accelerator.is_main_process:
-        metrics: dict[str, Any] = {"loss": _metric(sum(level.loss for level in levels) / len(levels))}
+        metrics: dict[str, Any] = {"loss": _metric(mean_loss(levels))}
         report: dict[str, Any] = {"metrics": metrics, "noise_levels": [vars(level) for level in levels], "classes": task.space.labels}
         if _number(task) == 1:
             task.accelerator.print("1 held-out row is too few for a Fréchet distance: it is left out")
@@ -53,7 +53,7 @@ def finish(task: DiffusionTask, module: Denoiser, recipe: dict[str, Any], identi
         told = {**_provenance(task, notes), "pipeline_vae": asdict(identity)}
         report["provenance"] = told
         card = model_card(task.config, task.space, evaluation=report, provenance=told)
-        parts = Parts(module.dit, task.vae, task.space, recipe, identity, card)
+        parts = Parts(stock(module), task.vae, task.space, recipe, identity, card)
         difference = write_pipeline(parts, task.folder / "pipeline")
         task.accelerator.print(
             f"{task.folder / 'pipeline'}: loaded and sampled by stock diffusers in a fresh process; "
@@ -143,7 +143,7 @@ def _provenance(task: DiffusionTask, notes: Sequence[str]) -> dict[str, Any]:
         "decoder_hash": space.decoder_hash,
         "latents": {"rows_hash": space.rows_hash, "rows": space.rows, "shape": list(space.shape), "data": data},
         "sampling": {"sampler": config.sampling.sampler, "steps": config.sampling.steps, "guidance": config.guidance},
-        "validation": f"velocity error on {len(task.validation_rows)} held-out rows at fixed times and noise",
+        "validation": f"error of the {task.config.process.head} on {len(task.validation_rows)} held-out rows at fixed times and noise",
         "images_seen": task.steps.images,
         "seed": config.train.seed,
         "precision": task.accelerator.mixed_precision,

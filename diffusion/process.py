@@ -112,7 +112,7 @@ def build(config: ProcessConfig) -> Process:
     """The process of a configuration."""
     if config.name == "flow":
         return flow()
-    return variance_preserving("epsilon" if config.prediction == "epsilon" else "v", alphas_cumprod(config.schedule))
+    return variance_preserving(config.head, alphas_cumprod(config.schedule))
 
 
 def flow() -> Process:

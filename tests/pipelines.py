@@ -34,7 +34,7 @@ def parts(classes: list[str] | None = CLASSES, *, channels: int = 3, quant_conv:
     if vae_from is not None:
         vae.save_pretrained(vae_from)
         vae = AutoencoderKL.from_pretrained(vae_from)
-    dit = denoiser.build(DenoiserConfig(preset="tiny", layers=2, heads=2, head_dim=16), (4, SIDE // 2, SIDE // 2))
+    dit = denoiser.stock(denoiser.build(DenoiserConfig(preset="tiny", layers=2, heads=2, head_dim=16), (4, SIDE // 2, SIDE // 2)))
     perturb(dit)
     hashes = identity(vae, RECIPE)
     space = LatentSpace(
