@@ -1,7 +1,6 @@
 """The end of a diffusion run: evaluate the averaged weights, draw, export the pipeline, report."""
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autoencoder.card import public_name
 from autoencoder.data.order import spread
 from autoencoder.identity import Identity
 from autoencoder.report.page import write_report
@@ -50,7 +50,8 @@ def finish(task: DiffusionTask, module: Denoiser, recipe: dict[str, Any], identi
             metrics["frechet_untrained"] = _metric(measured.untrained)
             report["frechet_on"] = _frechet_on(task, measured)
         _draw_neighbours(task, module)
-        told = {**_provenance(task, notes), "pipeline_vae": asdict(identity)}
+        size = sum(parameter.numel() for parameter in module.parameters())
+        told = {**_provenance(task, notes), "pipeline_vae": asdict(identity), "parameters": size}
         report["provenance"] = told
         card = model_card(task.config, task.space, evaluation=report, provenance=told)
         parts = Parts(stock(module), task.vae, task.space, recipe, identity, card)
@@ -154,7 +155,6 @@ def _provenance(task: DiffusionTask, notes: Sequence[str]) -> dict[str, Any]:
 
 
 def _published(source: dict[str, Any]) -> dict[str, Any]:
-    """What the card says of images; it may be published: of what is neither the demo nor a hub name, the last part of the path alone."""
-    name = source["name"] if re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?( \(\w+\))?", source["name"]) else Path(source["name"]).name
-    # So have the arguments of a class of the user's own no place there; the name is its path.
-    return {key: value for key, value in source.items() if key != "own"} | {"name": name}
+    """What the card says of images; it may be published."""
+    # The arguments of a class of the user's own have no place there; the name is its path.
+    return {key: value for key, value in source.items() if key != "own"} | {"name": public_name(source["name"])}

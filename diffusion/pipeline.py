@@ -110,6 +110,12 @@ def gate(folder: Path, denoiser: Denoiser, vae: AutoencoderKL, space: LatentSpac
 
 def sample_in_stock(folder: Path, request: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, int]]:
     """Latents (N, c, h, w), images in [0, 1] (N, C, H, W) and class ids by name, from `stock.py` in a process of its own."""
+    tensors, told = run_stock(folder, request)
+    return tensors["latents"], tensors["images"], told["labels"]
+
+
+def run_stock(folder: Path, request: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata from `stock.py` in a process of its own; TrainingError where it fails."""
     environment = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
     environment["CUDA_VISIBLE_DEVICES"] = ""
     with tempfile.TemporaryDirectory() as scratch:
@@ -122,7 +128,8 @@ def sample_in_stock(folder: Path, request: dict[str, Any]) -> tuple[Tensor, Tens
             reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
             raise TrainingError(f"{folder}: stock diffusers in a process of its own cannot load and sample it: {reason}")
         with safe_open(out, framework="pt") as file:
-            return file.get_tensor("latents"), file.get_tensor("images"), json.loads(file.metadata()["labels"])
+            tensors = {name: file.get_tensor(name) for name in ("latents", "images")}
+            return tensors, {name: json.loads(text) for name, text in file.metadata().items()}
 
 
 @torch.no_grad()

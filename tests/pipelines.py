@@ -1,5 +1,9 @@
 """Tiny pipelines whose networks give something."""
 
+import runpy
+import subprocess
+import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +68,19 @@ def write_ungated(made: Parts, folder: Path) -> Path:
         patch.setattr(pipeline, "gate", lambda *arguments: 0.0)
         pipeline.write_pipeline(made, folder)
     return folder
+
+
+def stock_in_this_process(patch: pytest.MonkeyPatch) -> None:
+    """Have stock code run here: a fresh process takes seconds."""
+
+    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        script, ours = command[2], {name: sys.modules[name] for name in ("autoencoder", "diffusion")}
+        try:
+            runpy.run_path(script)["main"](*command[3:])
+        except Exception:
+            return subprocess.CompletedProcess(command, 1, "", traceback.format_exc())
+        finally:
+            sys.modules.update(ours)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    patch.setattr(pipeline.subprocess, "run", run)

@@ -2,11 +2,7 @@
 
 import dataclasses
 import json
-import runpy
 import shutil
-import subprocess
-import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +18,7 @@ from diffusion.card import model_card
 from diffusion.config import SamplingConfig, TrainDiffusionConfig
 from diffusion.denoiser import NULL_CLASS, Denoiser
 from diffusion.pipeline import Parts, build_scheduler, gate, sample_as_stock, sample_in_stock, write_pipeline
-from tests.pipelines import CLASSES, parts, perturb
+from tests.pipelines import CLASSES, parts, perturb, stock_in_this_process
 
 from diffusers import DiffusionPipeline, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler  # isort: skip  (after ours: model.py)
 
@@ -53,17 +49,7 @@ def unconditional(tmp_path_factory: pytest.TempPathFactory) -> Written:
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stock code runs in this process: a fresh one takes seconds, and each pipeline above had one."""
 
-    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-        script, ours = command[2], {name: sys.modules[name] for name in ("autoencoder", "diffusion")}
-        try:
-            runpy.run_path(script)["main"](*command[3:])
-        except Exception:
-            return subprocess.CompletedProcess(command, 1, "", traceback.format_exc())
-        finally:
-            sys.modules.update(ours)
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    monkeypatch.setattr(pipeline.subprocess, "run", run)
+    stock_in_this_process(monkeypatch)
 
 
 def request(labels: list[int], guidance: float, *, steps: int, seed: int) -> dict[str, Any]:
