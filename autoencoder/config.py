@@ -15,7 +15,7 @@ from autoencoder.model_config import SHAPE, ModelConfig
 from autoencoder.objective_config import ObjectiveConfig
 from autoencoder.runtime.config import CheckpointConfig, LogConfig, OptimizerConfig, TrainConfig
 from autoencoder.runtime.errors import require
-from autoencoder.runtime.idle import OPTIMIZER, Idle
+from autoencoder.runtime.idle import AVERAGE, OPTIMIZER, Idle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,5 +148,6 @@ IDLE = (
         "data.source={value} is a folder, which has no columns: its class folders are the labels. Leave it out",
     ),
     OPTIMIZER,
+    AVERAGE,
 )
 """What has no effect beside what."""

@@ -84,10 +84,18 @@ def calibrate(task: AutoencoderTask, module: Autoencoder) -> tuple[Likelihood, f
     return likelihood, *statistics.sample_mean_and_std()
 
 
-def finish(task: AutoencoderTask, module: Autoencoder, config: TrainAutoencoderConfig, *, pixels: dict[str, Any] | None = None) -> None:
+def finish(
+    task: AutoencoderTask,
+    module: Autoencoder,
+    config: TrainAutoencoderConfig,
+    *,
+    pixels: dict[str, Any] | None = None,
+    chosen: dict[str, Any] | None = None,
+) -> None:
     """Write `vae/`, the discriminator where one has trained, `evaluation.json`, pictures and `report.html`; every process calls it.
 
-    `pixels` is the recipe of a frozen encoder, whose latents keep the scale that they have.
+    `pixels` is the recipe of a frozen encoder, whose latents keep the scale that they have; `chosen` what `evaluation.json` says of how
+    `module` was chosen among moving averages.
     """
     folder = Path(config.out)
     main = task.accelerator.is_main_process
@@ -130,6 +138,7 @@ def finish(task: AutoencoderTask, module: Autoencoder, config: TrainAutoencoderC
         "objective": _objective(task, vae, family),
         "headroom": audited.report(),
         "diffusability": measure_diffusability(vae, _crops(task), task.recipe, device, mode),
+        **(chosen or {}),
     }
     replace_text(folder / "evaluation.json", json.dumps({**measured.report(), **found, "provenance": told}, indent=1))
     for index in range(min(PHOTOS, len(task.validation_source))):

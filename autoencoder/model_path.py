@@ -21,8 +21,23 @@ def folder_of(path: str | Path, subfolder: str | None = None) -> Path | None:
 
 
 def checkpoint_weights(path: str | Path) -> Path | None:
-    """The file with the network's weights in a training checkpoint: the moving average where there is one; None for all else."""
-    return next((file for n in ("ema", "model") if (file := Path(path) / f"{n}.safetensors").is_file()), None)
+    """The file with the network's weights in a training checkpoint; None for all else.
+
+    The moving average where there is one; of several, the one that the last validation before the checkpoint found best, and where there
+    was none, the longest.
+    """
+    folder = Path(path)
+    lengths = sorted((file.stem for file in folder.glob("ema-*.safetensors")), reverse=True)
+    names = ("ema", *_validated_best(folder), *lengths, "model")
+    return next((file for name in names if (file := folder / f"{name}.safetensors").is_file()), None)
+
+
+def _validated_best(checkpoint: Path) -> list[str]:
+    """Name of the moving average that a checkpoint's state calls the best; empty where it names none."""
+    try:
+        return [str(json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["averages"]["chosen"])]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def is_checkpoint(path: str | Path) -> bool:

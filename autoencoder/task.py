@@ -298,7 +298,7 @@ class AutoencoderTask:
             world=self.accelerator.num_processes,
         )
 
-    def validate(self, module: Autoencoder, step: int) -> dict[str, float]:
+    def measure(self, module: Autoencoder) -> dict[str, float]:
         if self.accelerator.num_processes > 1:
             self._share()
         measured = evaluation.evaluate(
@@ -310,11 +310,19 @@ class AutoencoderTask:
             family=module.family(),
         )
         self._note_bad(list(measured.bad.items()))
+        return measured.scalars()
+
+    def held_out_loss(self, scalars: dict[str, float], images: int) -> float:
+        """NLL + beta KL in nats an image, at the beta of the beta-VAE that has this objective's minimum; no auxiliary loss is in it."""
+        errors = {k: scalars[k] for k in ("mean_absolute_error", "mean_squared_error")}
+        dims = self.config.data.channels * self.config.data.resolution**2
+        beta = effective_beta(self.config.objective, **errors, dims=dims, weight=self.kl.scalars(images)["kl_weight"])
+        return scalars["nll_nats"] + beta * scalars["kl_nats"]
+
+    def validated(self, module: Autoencoder, scalars: dict[str, float], step: int) -> None:
         if self.accelerator.is_main_process:
             self._draw(module, step)
-        scalars = measured.scalars()
         self.monitor.validation(scalars, min(step * self.config.train.batch_size, self.total_images))
-        return scalars
 
     @torch.no_grad()
     def _draw(self, module: Autoencoder, step: int) -> None:

@@ -78,7 +78,7 @@ def train(
             notes.append(task.objective.perceptual.described())
         said = introduction(tried_for or config, task.latent_shape, len(train_source), train_source.name, len(validation_source))
         told = "\n".join([said, *finetuning.describe(config, module.vae, origin), *(note for note in notes if note)])
-        return launch.Stage(task, told, lambda averaged: finish(task, averaged, config, pixels=origin.pixels))
+        return launch.Stage(task, told, lambda module, chosen: finish(task, module, config, pixels=origin.pixels, chosen=chosen))
 
     return launch.launch(config, run, build, trainer_options=trainer_options)
 

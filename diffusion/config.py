@@ -178,7 +178,9 @@ class TrainDiffusionConfig:
         default_factory=lambda: OptimizerConfig(lr=2e-4, betas=(0.9, 0.95), schedule="constant", warmup_images="20k")
     )
     """Optimiser."""
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(images="20M", batch_size=256, ema_halflife_images="500k"))
+    train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(images="20M", batch_size=256, ema_halflife_images=None, ema_lengths=[0.05, 0.1, 0.2])
+    )
     """Training; images are rows of latents."""
     log: LogConfig = field(default_factory=lambda: LogConfig(every_images="20k", validate_every_images="1M"))
     """Logging and validation."""

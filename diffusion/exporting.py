@@ -56,8 +56,8 @@ def _variants(config: ExportPipelineConfig, folder: Path) -> tuple[dict[str, Any
     try:
         reference = sample_reference(folder, asked)
     except TrainingError as error:
-        found = str(error).removeprefix(f"{folder}: ").replace(str(folder), config.pipeline)
-        raise ConfigError("pipeline", config.pipeline, f"{found}; let the run write it again") from error
+        reason = str(error).removeprefix(f"{folder}: ").replace(str(folder), config.pipeline)
+        raise ConfigError("pipeline", config.pipeline, f"{reason}; let the run write it again") from error
     layer, headroom = reference.layer, reference.headroom
     print(f"fp32: loaded and sampled by stock diffusers in a fresh process; fp16 headroom {headroom:.3g} times ({layer})")
     if "fp16" in config.variants:

@@ -15,6 +15,7 @@ from autoencoder.data.order import spread
 from autoencoder.identity import Identity
 from autoencoder.report.page import write_report
 from autoencoder.report.pictures import grid
+from autoencoder.runtime.averages import average_name
 from autoencoder.runtime.files import replace_text
 from autoencoder.runtime.rng import generator
 from autoencoder.runtime.versions import versions
@@ -33,12 +34,22 @@ MOST_CANDIDATES = 50_000
 CHUNK = 2048
 
 
-def finish(task: DiffusionTask, module: Denoiser, recipe: dict[str, Any], identity: Identity, notes: Sequence[str]) -> None:
-    """Write `evaluation.json`, `images/neighbours.png`, `pipeline/` and `report.html`; every process calls it."""
+def finish(
+    task: DiffusionTask, module: Denoiser, recipe: dict[str, Any], identity: Identity, notes: Sequence[str], chosen: dict[str, Any]
+) -> None:
+    """Write `evaluation.json`, `images/neighbours.png`, `pipeline/` and `report.html`; every process calls it.
+
+    `chosen` is what `evaluation.json` says of how `module` was chosen among moving averages.
+    """
     levels = task.noise_levels(module)
     if task.accelerator.is_main_process:
         metrics: dict[str, Any] = {"loss": _metric(mean_loss(levels))}
-        report: dict[str, Any] = {"metrics": metrics, "noise_levels": [vars(level) for level in levels], "classes": task.space.labels}
+        report: dict[str, Any] = {
+            "metrics": metrics,
+            "noise_levels": [vars(level) for level in levels],
+            "classes": task.space.labels,
+            **chosen,
+        }
         if _number(task) == 1:
             task.accelerator.print("1 held-out row is too few for a Fréchet distance: it is left out")
         elif _number(task):
@@ -50,8 +61,12 @@ def finish(task: DiffusionTask, module: Denoiser, recipe: dict[str, Any], identi
             metrics["frechet_untrained"] = _metric(measured.untrained)
             report["frechet_on"] = _frechet_on(task, measured)
         _draw_neighbours(task, module)
-        size = sum(parameter.numel() for parameter in module.parameters())
-        told = {**_provenance(task, notes), "pipeline_vae": asdict(identity), "parameters": size}
+        told = {
+            **_provenance(task, notes),
+            "weights": _weights(task, chosen),
+            "pipeline_vae": asdict(identity),
+            "parameters": sum(parameter.numel() for parameter in module.parameters()),
+        }
         report["provenance"] = told
         card = model_card(task.config, task.space, evaluation=report, provenance=told)
         parts = Parts(stock(module), task.vae, task.space, recipe, identity, card)
@@ -130,6 +145,19 @@ def _frechet_on(task: DiffusionTask, measured: TwoSample) -> str:
         f"{task.config.sampling.steps} steps) and of {measured.number} held-out rows. Floor: training rows in place of samples. "
         "Untrained: samples of the untrained network. Not comparable with FID."
     )
+
+
+def _weights(task: DiffusionTask, chosen: dict[str, Any]) -> str:
+    """Which weights were evaluated and exported, in words."""
+    train = task.config.train
+    if train.ema_halflife_images is not None:
+        return f"moving average, half-life {train.ema_halflife_images} images"
+    if not train.ema_lengths:
+        return "of the last step, not averaged"
+    name, losses = (chosen["averages"][key] for key in ("chosen", "losses")) if chosen else (average_name(train.ema_lengths[0]), {})
+    told = ", ".join(f"{other.removeprefix('ema-')} {loss:.5g}" for other, loss in losses.items())
+    best = f"; the best of these by validation loss: {told}" if told else ""
+    return f"moving average of length {name.removeprefix('ema-')} (sigma_rel, share of the run){best}"
 
 
 def _metric(value: float) -> dict[str, Any]:

@@ -107,15 +107,20 @@ class DiffusionTask:
             module, self.validation_rows, self.process, self.config.process, accelerator=self.accelerator, batch_size=self.batch_size
         )
 
-    def validate(self, module: Denoiser, step: int) -> dict[str, float]:
+    def measure(self, module: Denoiser) -> dict[str, float]:
         module.eval()
         levels = self.noise_levels(module)
-        if self.accelerator.is_main_process:
-            self._draw(module, step)
         found = {"loss": mean_loss(levels)}
         if self.config.process.weight != "unit":
             found["squared_error"] = sum(level.loss for level in levels) / len(levels)
         return found
+
+    def held_out_loss(self, scalars: dict[str, float], images: int) -> float:
+        return scalars["loss"]
+
+    def validated(self, module: Denoiser, scalars: dict[str, float], step: int) -> None:
+        if self.accelerator.is_main_process:
+            self._draw(module, step)
 
     def images(self, latents: Tensor) -> Tensor:
         """Normalised latents (N, c, h, w) to pictures (N, 1 or 3, H, W), uint8 on the CPU, in batches."""

@@ -6,12 +6,13 @@ from autoencoder.latents.check import check_latents
 from autoencoder.model_path import check_model
 from autoencoder.runtime import cli
 from autoencoder.runtime.errors import ConfigError
-from autoencoder.runtime.idle import OPTIMIZER, Idle
+from autoencoder.runtime.idle import AVERAGE, OPTIMIZER, Idle
 from autoencoder.runtime.training_command import start
 from diffusion.config import TrainDiffusionConfig
 
 IDLE = (
     OPTIMIZER,
+    AVERAGE,
     Idle(
         "process.name",
         lambda name: name != "vp",

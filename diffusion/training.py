@@ -14,6 +14,7 @@ from autoencoder.identity import Identity, check_identity, identity
 from autoencoder.latents.opened import open_latents
 from autoencoder.latents.reader import Latents
 from autoencoder.model import AutoencoderKL, narrow
+from autoencoder.model_path import checkpoint_weights
 from autoencoder.pretrained import open_pretrained
 from autoencoder.preview import Preview
 from autoencoder.runtime import launch
@@ -62,7 +63,7 @@ def train(config: TrainDiffusionConfig, run: RunFolder | None, *, trainer_option
             frozen.save(folder)
         training, validation = data.TrainRows(latents, rows, frozen, config), data.ValidationRows(latents, held_out, frozen, config)
         task = DiffusionTask(config, module, frozen, training, validation, vae, accelerator, folder, notes, Preview.from_json(recipe))
-        return launch.Stage(task, introduction, lambda averaged: finish(task, averaged, recipe, found, task.notes))
+        return launch.Stage(task, introduction, lambda module, chosen: finish(task, module, recipe, found, task.notes, chosen))
 
     return launch.launch(config, run, build, trainer_options=trainer_options)
 
@@ -84,7 +85,7 @@ def _open_vae(config: TrainDiffusionConfig, frozen: LatentSpace) -> tuple[Autoen
 
 
 def load_weights(module: Denoiser, path: str, frozen: LatentSpace, process: ProcessConfig, *, allow: bool) -> list[str]:
-    """Weights from another diffusion run, its newest checkpoint, or a checkpoint (the moving average where there is one); notes.
+    """Weights from another diffusion run, its newest checkpoint, or a checkpoint (the moving average in use where there is one); notes.
 
     Raises:
         UsageError: nothing there, weights of another shape, of another path or head, or (unless `allow`) of latents of another encoder.
@@ -92,7 +93,7 @@ def load_weights(module: Denoiser, path: str, frozen: LatentSpace, process: Proc
     given = Path(path)
     checkpoints = sorted(marker.parent for marker in given.glob("checkpoints/step-*/complete"))
     checkpoint = checkpoints[-1] if checkpoints else given
-    file = next((checkpoint / f"{n}.safetensors" for n in ("ema", "model") if (checkpoint / f"{n}.safetensors").is_file()), None)
+    file = checkpoint_weights(checkpoint)
     if file is None:
         raise ConfigError("init_from", path, "no checkpoint in it; give a diffusion run or one of its checkpoints/step-* folders")
     origin = checkpoint.parent.parent

@@ -12,10 +12,12 @@ preload("diffusion.training", "tests.diffusion_children")
 SMALL_DIFFUSION = [
     "--denoiser.preset=tiny", "--denoiser.layers=2", "--denoiser.heads=2", "--denoiser.head_dim=16", "--sampling.steps=2",
     "--sampling.evaluate=4", "--data.workers=0", "--train.batch_size=8", "--train.images=96", "--train.ema_halflife_images=40",
-    "--train.precision=fp32", "--optimizer.lr=2e-3", "--optimizer.warmup_images=16", "--log.every_images=8",
+    "--train.ema_lengths=null",     "--train.precision=fp32", "--optimizer.lr=2e-3", "--optimizer.warmup_images=16", "--log.every_images=8",
     "--log.validate_every_images=32", "--log.grid_images=4", "--log.trackers=[]", "--checkpoint.every_images=24", "--checkpoint.keep=9",
 ]  # fmt: skip
 """A run of 12 steps that takes a second; it wants `--latents` and `--out`."""
+LENGTHS = ("--train.ema_halflife_images=null", "--train.ema_lengths=[0.05, 0.2]")
+"""Two moving averages in place of its one."""
 
 
 def without_gate() -> None:

@@ -8,14 +8,14 @@ import torch
 from safetensors.torch import load_file
 
 from tests.children import together
-from tests.diffusion_children import SMALL_DIFFUSION, gradients, run
+from tests.diffusion_children import LENGTHS, SMALL_DIFFUSION, gradients, run
 from tests.small_latents import encode_photos, write_photos, write_vae
 
 # Three steps of nine rows, in shares of four and five and microbatches of one and two; at the last step of one row a process has none.
 STEPS, LAST = 4, "step-00000004"
 ARGV = [
     *SMALL_DIFFUSION, "--train.batch_size=9", "--train.images=28", "--train.microbatch=2", "--log.validate_every_images=16",
-    "--process.weight=min_snr", "--optimizer.clip_norm=null", "--optimizer.lr=0.1", "--optimizer.warmup_images=0",
+    "--process.weight=min_snr", "--optimizer.clip_norm=null", "--optimizer.lr=0.1", "--optimizer.warmup_images=0", *LENGTHS,
 ]  # fmt: skip
 
 
@@ -62,9 +62,9 @@ def test_gradients_of_every_step_are_equal(one: Path, two: Path) -> None:
     assert len(single) == STEPS * len(names)
 
 
-def test_weights_and_average_are_equal(one: Path, two: Path, argv: list[str]) -> None:
+def test_weights_and_every_average_are_equal(one: Path, two: Path, argv: list[str]) -> None:
     begun = load_file(Path(argv[-1]) / "checkpoints" / "step-00000012" / "ema.safetensors")
-    for file in ("model", "ema"):
+    for file in ("model", "ema-0.050", "ema-0.200"):
         single, double = (load_file(out / "run" / "checkpoints" / LAST / f"{file}.safetensors") for out in (one, two))
         assert single.keys() == double.keys()
         for key, value in single.items():
@@ -87,6 +87,7 @@ def test_two_processes_finish_the_run(one: Path, two: Path) -> None:
     for out in (one, two):
         assert {"evaluation.json", "finished.json", "latents.json", "pipeline", "report.html"} <= {p.name for p in (out / "run").iterdir()}
     single, double = (json.loads((out / "run" / "evaluation.json").read_text()) for out in (one, two))
+    assert single["averages"]["chosen"] == double["averages"]["chosen"]
     for name, metric in single["metrics"].items():
         assert metric["mean"] == pytest.approx(double["metrics"][name]["mean"], rel=1e-4), name
     for first, second in zip(single["noise_levels"], double["noise_levels"], strict=True):

@@ -105,6 +105,16 @@ def levels(lines: Sequence[Line], *, x_label: str, name: str) -> str:
     return _svg(figure, name)
 
 
+def points(lines: Sequence[Line], *, x_label: str, name: str) -> str:
+    """Lines over a few values from 0 on."""
+    figure, axes = _axes(x_label)
+    for line in lines:
+        _draw(axes, line)
+    axes.set_xlim(0, 1.05 * max(max(line.x) for line in lines))
+    axes.set_ylim(*_value_range(lines, 0.0))
+    return _svg(figure, name)
+
+
 def bars(values: Sequence[float], filled: Sequence[bool], *, colour: int, x_label: str, name: str) -> str:
     """A bar a value, numbered from 0; hollow where not `filled`."""
     figure, axes = _axes(x_label)

@@ -86,7 +86,32 @@ def noise_level_chart(runs: Sequence[Run]) -> Chart | None:
     return Chart("Loss by noise level", known.unit, svg, keys, f"Loss over t at the end of the run: {'; '.join(told)}")
 
 
-ENDINGS: dict[str, Callable[[Sequence[Run]], Chart | None]] = {"trade-off": trade_off_chart, "noise levels": noise_level_chart}
+def averages_chart(runs: Sequence[Run]) -> Chart | None:
+    """The validation loss of each moving average at the end of the run, over its length; None where there are not several."""
+    lines, keys, told = [], [], []
+    known = runs[0].stage.quantity("loss")
+    for index, run in enumerate(runs):
+        losses = (run.evaluation.get("averages") or {}).get("losses") or {}
+        of = sorted((float(name.removeprefix("ema-")), loss) for name, loss in losses.items() if loss is not None and math.isfinite(loss))
+        if of:
+            lines.append(Line([length for length, _ in of], [loss for _, loss in of], index, "validation"))
+            chosen = str(run.evaluation["averages"]["chosen"])
+            label = "in use" if len(runs) == 1 else run.name
+            keys.append(Key(label, f"{known.show(losses[chosen])} at {chosen.removeprefix('ema-')}", index, "validation"))
+            points = ", ".join(f"{known.show(loss)} at {length:.3f}" for length, loss in of)
+            told.append(points if len(runs) == 1 else f"{run.name}: {points}")
+    if not lines:
+        return None
+    svg = charts.points(lines, x_label="length (standard deviation, share of the run)", name="averages")
+    title = "Validation loss by length of the moving average"
+    return Chart(title, known.unit, svg, keys, f"{title}, at the end of the run: {'; '.join(told)}")
+
+
+ENDINGS: dict[str, Callable[[Sequence[Run]], Chart | None]] = {
+    "trade-off": trade_off_chart,
+    "noise levels": noise_level_chart,
+    "averages": averages_chart,
+}
 """Charts that close a section, by the name that the section gives."""
 
 

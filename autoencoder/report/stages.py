@@ -148,7 +148,7 @@ DIFFUSION = Stage(
             "values are means over random times and noise; validation values come from the averaged weights at fixed times and noise. A "
             "start that would flatten the rest runs off its chart.",
             ("loss",),
-            endings=("noise levels",),
+            endings=("noise levels", "averages"),
         ),
         Section("Under the hood", "Optimiser and throughput.", ("lr", "gradient_norm", "images_per_second")),
     ),

@@ -77,6 +77,9 @@ class TrainConfig:
     """Half-life of the weights' moving average; null keeps none. Early on it is shortened by `ema_rampup`."""
     ema_rampup: float = 0.05
     """The half-life is never longer than this share of the images seen (Karras et al. 2022)."""
+    ema_lengths: list[float] | None = None
+    """In place of a half-life, several averages: standard deviations of their profiles as shares of the run so far, such as [0.05, 0.1]
+    (sigma_rel of Karras et al. 2024). Each is validated, the best is exported."""
     on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
     """A non-finite loss or gradient never moves the weights; then end the run with term, module and images named (`stop`), go on
     (`skip`), or go back to the newest sound checkpoint and on from there with a lower learning rate (`rollback`)."""
@@ -101,10 +104,23 @@ class TrainConfig:
         if self.ema_halflife_images is not None:
             halflife = count(self.ema_halflife_images, "ema_halflife_images")
             require(halflife > 0, "ema_halflife_images", self.ema_halflife_images, "give images above 0 or null")
+        self._check_lengths()
         require(self.ema_rampup > 0, "ema_rampup", self.ema_rampup, "give a share above 0")
         require(self.rollbacks >= 1, "rollbacks", self.rollbacks, "give at least 1; train.on_nonfinite=stop makes none")
         require(0 < self.rollback_lr <= 1, "rollback_lr", self.rollback_lr, "give a factor above 0 and at most 1")
         require(self.max_hours is None or self.max_hours > 0, "max_hours", self.max_hours, "give hours above 0 or null")
+
+    def _check_lengths(self) -> None:
+        lengths = self.ema_lengths
+        if lengths is None:
+            return
+        require(lengths != [], "ema_lengths", lengths, "give at least one length, or null")
+        for length in lengths:
+            require(0.005 <= length <= 0.288, "ema_lengths", length, "give shares of the run, 0.005 to 0.288 (the mean of all of it)")
+        remedy = "lengths are told apart by three decimals; leave one out"
+        require(len({f"{length:.3f}" for length in lengths}) == len(lengths), "ema_lengths", lengths, remedy)
+        remedy = f"ema_lengths is {list(lengths)} beside it; give one of the two, and null to the other"
+        require(self.ema_halflife_images is None, "ema_halflife_images", self.ema_halflife_images, remedy)
 
 
 @dataclass(frozen=True, kw_only=True)

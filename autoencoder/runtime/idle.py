@@ -56,3 +56,10 @@ OPTIMIZER = Idle(
     "optimizer.name is {value}. If it is meant, give optimizer.name=muon with it, else leave it out",
 )
 """What has no effect beside what in the optimiser of either stage."""
+AVERAGE = Idle(
+    "train.ema_halflife_images",
+    lambda halflife: halflife is None,
+    ("train.ema_rampup",),
+    "train.ema_halflife_images is null, so that there is no half-life to shorten. Give one, or leave it out",
+)
+"""The same of the moving average."""

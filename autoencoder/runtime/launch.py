@@ -55,8 +55,8 @@ class Stage(Generic[M]):
     task: Task[M]
     introduction: str
     """Lines about data, network and objective."""
-    finish: Callable[[M], None]
-    """Export, evaluate, draw, report; every process calls it with the averaged network."""
+    finish: Callable[[M, dict[str, Any]], None]
+    """Export, evaluate, draw, report; every process calls it with the averaged network and what `Averages.report` says of its choice."""
 
 
 Build = Callable[[Accelerator, Path, bool], Stage[M]]
@@ -140,7 +140,7 @@ def launch(config: RunConfig, run: RunFolder | None, build: Build[Any], *, train
     try:
         outcome = trainer.fit()
         if outcome == "finished":
-            stage.finish(trainer.averaged)
+            stage.finish(trainer.averages.module, trainer.averages.report())
             if run is not None:
                 run.finish({"step": trainer.progress.step, "images": trainer.progress.images})
             if not config.preflight:
@@ -181,6 +181,7 @@ def preflight(config: Any, train: Callable[[Any, RunFolder | None], int], note: 
                 run.close()
         lines = [json.loads(line) for line in (scratch / "metrics.jsonl").read_text().splitlines()]
         checkpoint = sum(f.stat().st_size for f in scratch.glob("checkpoints/step-*/*"))
+        averages = [f.stat().st_size for f in scratch.glob("checkpoints/step-*/ema*.safetensors")]
         # No process may take the folder away while another reads it.
         accelerator.wait_for_everyone()
     rate = [line["images_per_second"] for line in lines if line["phase"] == "train"][-1]
@@ -190,6 +191,7 @@ def preflight(config: Any, train: Callable[[Any, RunFolder | None], int], note: 
         f"  memory       {memory / 2**30:.2f} GiB at most in a process ({describe(accelerator.device)})\n"
         f"  speed        {rate:.1f} images/s\n"
         f"  whole run    {total / rate / 3600:.2f} hours of training steps for {total:,} images\n"
+        f"  averages     {len(averages)} of the weights, {sum(averages) / 2**20:.0f} MiB in every process\n"
         f"  checkpoint   {checkpoint / 2**20:.0f} MiB each, {config.checkpoint.keep} kept" + ("" if note is None else f"\n  {note}")
     )
     return code

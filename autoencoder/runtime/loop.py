@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from autoencoder.runtime import checkpoint as checkpoints
 from autoencoder.runtime.alarms import AlarmNews
+from autoencoder.runtime.averages import Averages
 from autoencoder.runtime.config import CheckpointConfig, LogConfig, OptimizerConfig, TrainConfig, count
 from autoencoder.runtime.console import Console
 from autoencoder.runtime.device import fast_bf16
-from autoencoder.runtime.ema import Ema
 from autoencoder.runtime.gradient_norms import term_gradient_norms
 from autoencoder.runtime.meters import LossScale, Meters
 from autoencoder.runtime.nonfinite import Culprit, find_culprit
@@ -82,11 +82,17 @@ class Task(Protocol[M]):
     def scalars(self, means: dict[str, float], images: int) -> dict[str, float]:
         """What a log line shows beside the means."""
 
-    def validate(self, module: M, step: int) -> dict[str, float]:
-        """Scalars of a validation; writes pictures. Every process calls it."""
+    def measure(self, module: M) -> dict[str, float]:
+        """Scalars on held-out data, the same in every process; every process calls it."""
+
+    def held_out_loss(self, scalars: dict[str, float], images: int) -> float:
+        """From what `measure` gave once `images` were seen, the figure by which moving averages are compared: the least is the best."""
+
+    def validated(self, module: M, scalars: dict[str, float], step: int) -> None:
+        """Take note of a validation with these scalars; writes pictures. Every process calls it."""
 
     def alarms(self) -> AlarmNews:
-        """What is wrong, after `scalars` or `validate`: the same in every process."""
+        """What is wrong, after `scalars` or `validated`: the same in every process."""
 
     def held(self) -> dict[str, checkpoints.HasTensors]:
         """Controllers and other state for the checkpoint."""
@@ -131,8 +137,7 @@ class Trainer(Generic[M]):
         self.progress = Progress()
         device = accelerator.device
         self.module: M = task.module.to(device)
-        halflife = train.ema_halflife_images
-        self.ema = None if halflife is None else Ema(self.module, halflife=count(halflife, "ema_halflife_images"), rampup=train.ema_rampup)
+        self.averages = Averages(self.module, train)
         muon_dtype = torch.bfloat16 if fast_bf16(device) else torch.float32
         self.optimizers = build_optimizers(self.module, optimizer, edges=task.edges, muon_dtype=muon_dtype)
         self.meters = Meters(device)
@@ -149,11 +154,6 @@ class Trainer(Generic[M]):
             metrics=metrics,
             find=self._find,
         )
-
-    @property
-    def averaged(self) -> M:
-        """The network to validate and export: the moving average where there is one."""
-        return self.module if self.ema is None else self.ema.module
 
     def fit(self) -> str:
         """Train to the end or to a stop; returns `finished`, `out of time`, or the stopping signal's name."""
@@ -235,8 +235,7 @@ class Trainer(Generic[M]):
         self.optimizers.zero_grad()
         self.loss_scale.update(found_inf)
         self.progress = Progress(step + 1, step * self.train.batch_size + images)
-        if self.ema is not None:
-            self.ema.update(self.progress.images, images, found_inf)
+        self.averages.update(self.progress.images, images, found_inf)
         self.task.update(means, images, found_inf, factor)
 
     def _global_means(self, sums: dict[str, Tensor], weights: Tensor) -> dict[str, Tensor]:
@@ -309,7 +308,9 @@ class Trainer(Generic[M]):
 
     def _validate(self) -> None:
         self.console.say(f"validating at {self.progress.images:,} images")
-        self._write("validation", self.task.validate(self.averaged, self.progress.step), [])
+        scalars = self.averages.validate(self.task.measure, lambda found: self.task.held_out_loss(found, self.progress.images))
+        self.task.validated(self.averages.module, scalars, self.progress.step)
+        self._write("validation", scalars, [])
         self.module.train()
 
     def _write(self, phase: str, scalars: dict[str, float], nonfinite: list[str]) -> None:
@@ -346,9 +347,8 @@ class Trainer(Generic[M]):
             "optimizer": self.optimizers,
             "meters": self.meters,
             **self.task.held(),
+            **self.averages.held(),
         }
-        if self.ema is not None:
-            held["ema"] = checkpoints.ModuleTensors(self.ema.module)
         if self.loss_scale.enabled:
             held["loss_scale"] = self.loss_scale
         return held
@@ -361,6 +361,7 @@ class Trainer(Generic[M]):
                 "images": self.progress.images,
                 "meters": self.meters.names,
                 **self.recovery.state(self.meters.pending()),
+                **self.averages.report(),
                 "task": self.task.state(),
                 "threads": torch.get_num_threads(),
                 "processes": self.accelerator.num_processes,
@@ -377,6 +378,7 @@ class Trainer(Generic[M]):
         self.progress = Progress(state["step"], state["images"])
         self.meters.names = state["meters"]
         self.task.load_state(state["task"])
+        self.averages.load_report(state)
         self.recovery.load_state(state, self.progress.step)
         for what, now in (
             ("threads", torch.get_num_threads()),
