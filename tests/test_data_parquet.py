@@ -1,5 +1,6 @@
 """Parquet: row groups read where they lie, a few of them kept, and the order that training reads them in."""
 
+import os
 import pathlib
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -138,6 +139,9 @@ def test_a_file_that_changed_since_it_was_indexed_is_refused(photos: pathlib.Pat
         source.read(12)
     with pytest.raises(UsageError, match=r"c.parquet has changed since it was indexed: it is gone"):
         source.read(30)
+    os.utime(photos / "a.parquet", ns=(0, 1))
+    with pytest.raises(UsageError, match=r"a.parquet has changed since it was indexed: it was modified at 1970-01-01"):
+        source.read(5)
 
 
 def test_kept_row_groups_are_bounded_and_read_once(photos: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
