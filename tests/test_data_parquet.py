@@ -17,7 +17,7 @@ from autoencoder.data.loader import TrainLoader
 from autoencoder.data.parquet import ParquetSource
 from autoencoder.data.sources import BadImage, Indexed, Source, WithColumns, blocks_of, open_images, open_train_and_validation
 from autoencoder.runtime.errors import ConfigError, UsageError
-from tests.source_files import FILES, PIXELS, write_parquet
+from tests.source_files import FILES, PIXELS, table, write_parquet
 
 
 def opened(folder: pathlib.Path, index: pathlib.Path | None = None, **settings: str) -> Source:
@@ -119,6 +119,14 @@ def test_files_that_do_not_belong_together_are_refused(photos: pathlib.Path) -> 
         ConfigError, match=r"d.parquet has columns other than those of .*a.parquet: .*note \(missing, string\), more \(int64"
     ):
         opened(photos)
+
+
+def test_columns_of_one_name_are_refused(tmp_path: pathlib.Path) -> None:
+    whole = table(range(3), label=[0, 1, 2])
+    # Neither the image nor the label: it would be carried along by its name.
+    pq.write_table(whole.append_column("number", whole["number"]), tmp_path / "0.parquet")
+    with pytest.raises(ConfigError, match=r"data.source: got '.*0.parquet'; has several columns called 'number'; write it anew"):
+        opened(tmp_path)
 
 
 def test_files_without_rows_are_refused_and_empty_row_groups_left_out(photos: pathlib.Path, tmp_path: pathlib.Path) -> None:

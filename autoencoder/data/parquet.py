@@ -185,6 +185,7 @@ def _index(location: Location, config: DataConfig, key: str) -> Index:
                 schema, footer = opened.schema_arrow, opened.metadata
                 if first is None:
                     first = schema
+                    columns.refuse_repeated(schema, file.path, key)
                     facts["image"] = columns.image_column(schema, config.image_column, sibling(key, "image_column"))
                     facts["label"] = columns.label_column(schema, config.label_column, sibling(key, "label_column"))
                 elif not schema.equals(first):
