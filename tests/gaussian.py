@@ -1,6 +1,5 @@
 """A process on Gaussian data, N(MEAN, STD**2) in each value: what is expected of latents and noise, and its flow, in closed form."""
 
-import torch
 from torch import Tensor, nn
 
 from diffusion.config import ProcessConfig

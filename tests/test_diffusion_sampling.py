@@ -1,6 +1,8 @@
 """Samplers against the flow of Gaussian data, which has a closed form; their grids, against diffusers'; guidance; noise by number."""
 
 import math
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +12,8 @@ from torch import Tensor, nn
 
 from autoencoder.runtime.errors import ConfigError
 from diffusion import sampling
-from diffusion.config import ProcessConfig, SamplingConfig, TrainDiffusionConfig
-from diffusion.denoiser import NULL_CLASS
+from diffusion.config import ConditioningConfig, ProcessConfig, SamplingConfig, TrainDiffusionConfig
+from diffusion.denoiser import NULL_CLASS, null_labels
 from diffusion.process import Process, build, flow
 from diffusion.sampling import Level
 from diffusion.schedulers import LEAST_LOG_SNR, build_scheduler, check_sampler
@@ -20,10 +22,6 @@ from tests.gaussian import MEAN, PROCESSES, STD, Perfect, expected, flow_map
 
 def starts() -> Tensor:
     return torch.randn(64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-
-
-def no_labels(number: int) -> Tensor:
-    return torch.full((number,), NULL_CLASS)
 
 
 def trained_levels(process: Process, steps: int) -> list[Level]:
@@ -62,26 +60,26 @@ def test_the_closed_form_is_the_probability_flow(name: str) -> None:
 @pytest.mark.parametrize(("sampler", "order"), [("euler", 1), ("heun", 2)])
 @pytest.mark.parametrize("name", PROCESSES)
 def test_samplers_converge_at_their_order(name: str, sampler: str, order: int) -> None:
-    process, x, counts = build(PROCESSES[name]), starts(), [128, 256, 512, 1024]
-    estimate = sampling.estimates(process, sampling.guided(Perfect(process), no_labels(64), 1))
+    process, x, counts = build(PROCESSES[name]), starts(), [128, 256, 512]
+    estimate = sampling.estimates(process, sampling.guided(Perfect(process), null_labels(64), 1))
     errors = []
     for steps in counts:
         grid = trained_levels(process, steps)
         end = sampling.SAMPLERS[sampler](estimate, x, grid)
         errors.append(float((end - flow_map(x, grid[0], grid[-1])).abs().max()))
     measured = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
-    assert measured == pytest.approx(order, abs=0.12)
-    assert errors[-1] < {1: 1e-2, 2: 2e-5}[order]
+    assert measured == pytest.approx(order, abs=0.2)
+    assert errors[-1] < {1: 1e-2, 2: 1e-4}[order]
 
 
-@pytest.mark.parametrize("sampler", ["euler", "heun", "dpm++", "ddim"])
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize(
+    ("name", "sampler"),
+    [(n, s) for n in PROCESSES for s in ("euler", "heun", "dpm++", "ddim") if s != "ddim" or n not in ("flow", "epsilon, cosine")],
+)
 def test_samples_come_to_the_data(name: str, sampler: str) -> None:
     process = build(PROCESSES[name])
-    if sampler == "ddim" and name in ("flow", "epsilon, cosine"):
-        return
     x = starts().view(-1, 1, 1, 1)
-    made = sampling.sample(Perfect(process), x, no_labels(64), process=process, sampler=sampler, steps=100, guidance=1)
+    made = sampling.sample(Perfect(process), x, null_labels(64), process=process, sampler=sampler, steps=100, guidance=1)
     # From noise to the data's quantiles; the first-order ones have an error of a few hundredths at this number of steps.
     first, last = sampling.levels(process, 100)[0], sampling.levels(process, 100)[-1]
     wide = 0.06 if sampler in ("euler", "ddim") else 0.005 if name != "v, scaled" else 0.03
@@ -94,23 +92,19 @@ def test_one_model_samples_alike_whatever_its_head(sampler: str) -> None:
 
     def drawn(name: str) -> Tensor:
         process = build(PROCESSES[name])
-        return sampling.sample(Perfect(process), x, no_labels(64), process=process, sampler=sampler, steps=12, guidance=1)
+        return sampling.sample(Perfect(process), x, null_labels(64), process=process, sampler=sampler, steps=12, guidance=1)
 
     # The stock solvers compute in float32, where a noise's latents have the error of 1 / alpha = 157 roundings.
     torch.testing.assert_close(drawn("v"), drawn("epsilon"), rtol=0, atol=1e-10 if sampler in sampling.SAMPLERS else 1e-4)
 
 
-@pytest.mark.parametrize("run", sampling.SAMPLERS.values())
-def test_both_are_exact_where_the_path_is_straight(run: object) -> None:
-    x = starts()
-    # Wherever it is asked, the same latents and noise: x' is their path, as from what x has of neither.
-    assert callable(run)
-    for name in ("flow", "v"):
-        grid = at(build(PROCESSES[name]), 0.9, 0.2, 0.0)
-        latents, noise = x * 0.3 + 1, x - 2
-        begin = grid[0].alpha * latents + grid[0].sigma * noise
-        end = run(lambda x, level, known=(latents, noise): known, begin, grid)
-        torch.testing.assert_close(end, grid[-1].alpha * latents + grid[-1].sigma * noise, rtol=1e-13, atol=1e-13)
+@pytest.mark.parametrize("sampler", sampling.SAMPLERS)
+@pytest.mark.parametrize("name", ["flow", "v"])
+def test_both_are_exact_where_latents_and_noise_are_the_same_all_along(name: str, sampler: str) -> None:
+    grid, known = at(build(PROCESSES[name]), 0.9, 0.2, 0.0), (starts() * 0.3 + 1, starts() - 2)
+    begin, wanted = (level.alpha * known[0] + level.sigma * known[1] for level in (grid[0], grid[-1]))
+    end = sampling.SAMPLERS[sampler](lambda x, level: known, begin, grid)
+    torch.testing.assert_close(end, wanted, rtol=1e-13, atol=1e-13)
 
 
 def test_heun_evaluates_twice_a_step_at_the_grids_times_and_euler_once() -> None:
@@ -161,7 +155,7 @@ def test_a_tables_grid_begins_where_stocks_does_and_ends_without_noise(name: str
     assert float(process.path.log_snr(torch.tensor(grid[0].t, dtype=torch.float64))) > LEAST_LOG_SNR - 1e-6
     assert grid[-2].t == 0
     assert (float(grid[-1].alpha), float(grid[-1].sigma), grid[-1].trained) == (1, 0, False)
-    assert all(a.t > b.t for a, b in zip(grid[:-2], grid[1:-1], strict=True))
+    assert all(a.t > b.t for a, b in pairwise(grid[:-1]))
     assert len(sampling.levels(process, 1)) == 2
 
 
@@ -192,9 +186,7 @@ def test_guidance_is_given_inside_its_interval_and_costs_nothing_outside() -> No
         assert network.rows == [rows]
 
     def drawn(guidance: float, interval: tuple[float, float]) -> Tensor:
-        return sampling.sample(
-            Linear(), x, labels, process=process, sampler="heun", steps=6, guidance=guidance, guidance_interval=interval
-        )
+        return sampling.sample(Linear(), x, labels, process=process, sampler="heun", steps=6, guidance=guidance, guidance_interval=interval)
 
     assert torch.equal(drawn(3.0, (0.0, 1.0)), drawn(3.0, (0.0, 0.999)))
     # No time of this grid is in the interval.
@@ -202,10 +194,11 @@ def test_guidance_is_given_inside_its_interval_and_costs_nothing_outside() -> No
     assert not torch.equal(drawn(3.0, (0.25, 0.75)), drawn(3.0, (0.0, 1.0)))
 
 
-def refused(**settings: object) -> str:
-    process = settings.pop("process", ProcessConfig())
+def refused(*, process: ProcessConfig = PROCESSES["flow"], dropout: float = 0.1, **settings: Any) -> str:
     with pytest.raises(ConfigError) as caught:
-        TrainDiffusionConfig(latents="a", out="b", process=process, sampling=SamplingConfig(**settings))  # type: ignore[arg-type]
+        TrainDiffusionConfig(
+            latents="a", out="b", process=process, conditioning=ConditioningConfig(dropout=dropout), sampling=SamplingConfig(**settings)
+        )
     return str(caught.value)
 
 
@@ -214,6 +207,7 @@ def test_settings_that_do_nothing_or_cannot_be_are_refused() -> None:
     assert "sampling.sampler: got 'ddim'; DDIM is for variance-preserving" in refused(sampler="ddim")
     assert "DDIM begins where the cosine table has no signal" in refused(process=PROCESSES["epsilon, cosine"], sampler="ddim")
     assert "guidance_interval: got [0.2, 0.8]; guidance is 1" in refused(guidance=1, guidance_interval=(0.2, 0.8))
+    assert "where none is ever dropped, nothing is guided" in refused(dropout=0, guidance_interval=(0.2, 0.8))
     for interval in ((0.8, 0.2), (-0.1, 0.5), (0.5, 1.5), (0.5, 0.5)):
         assert "give [low, high] with 0 <= low < high <= 1" in refused(guidance_interval=interval)
     assert "time_shift: got 0; give a shift above 0" in refused(time_shift=0)
@@ -264,6 +258,6 @@ def test_noise_is_standard_normal_within_and_between_numbers() -> None:
 
 def test_samples_of_a_perfect_network_have_the_datas_distribution() -> None:
     start = sampling.noise(0, range(200), (1, 8, 8))
-    drawn = sampling.sample(Perfect(flow()), start, no_labels(200), process=flow(), sampler="heun", steps=50, guidance=1)
+    drawn = sampling.sample(Perfect(flow()), start, null_labels(200), process=flow(), sampler="heun", steps=50, guidance=1)
     assert drawn.dtype == torch.float32
     assert scipy.stats.kstest(drawn.flatten().numpy(), "norm", args=(MEAN, STD)).pvalue > 1e-3
