@@ -41,7 +41,7 @@ def model_card(config: TrainDiffusionConfig, space: LatentSpace, *, evaluation: 
         _call(config, space),
         "```",
         "",
-        "Keep the scheduler or another DPM-Solver++ on flow sigmas: `DiTPipeline` runs Euler schedulers wrongly in silence.",
+        _scheduler(config),
         "",
     ]
     if space.labels is not None:
@@ -59,6 +59,13 @@ def model_card(config: TrainDiffusionConfig, space: LatentSpace, *, evaluation: 
             told = told.replace(path, Path(path).name)
     lines += ["", "## Provenance", "", "```json", told, "```", ""]
     return "\n".join(lines)
+
+
+def _scheduler(config: TrainDiffusionConfig) -> str:
+    euler = "`DiTPipeline` runs Euler schedulers wrongly in silence."
+    if config.process.name == "flow":
+        return f"Keep the scheduler or another DPM-Solver++ on flow sigmas: {euler}"
+    return f"Keep the scheduler or take `DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)`: {euler}"
 
 
 def _call(config: TrainDiffusionConfig, space: LatentSpace) -> str:

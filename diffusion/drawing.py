@@ -5,13 +5,15 @@ import hashlib
 import json
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from autoencoder.artifact import load_preprocessing
@@ -75,26 +77,21 @@ def draw(config: SampleConfig) -> None:
     denoiser, vae = Denoiser(pipe.transformer.to(device).eval()), pipe.vae.to(device).eval()
     side, channels = pipe.transformer.config["sample_size"], pipe.transformer.config["in_channels"]
     missing = [n for n in range(config.images) if not _file(out, n).is_file()]
-    evaluated = 0
-
-    def count(network: torch.nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal evaluated
-        evaluated += len(output)
-
-    denoiser.register_forward_hook(count)
-    began, sampled = time.monotonic(), 0.0
+    throughput = _Throughput()
+    denoiser.register_forward_hook(throughput.count)
+    began = time.monotonic()
     bar = tqdm(total=config.images, initial=config.images - len(missing), unit="img", disable=None)
     for first in range(0, len(missing), config.batch_size):
         numbers = missing[first : first + config.batch_size]
-        start, drawn = sampling.noise(config.seed, numbers, (channels, side, side)).to(device), time.monotonic()
-        with torch.autocast(device.type, getattr(torch, _DTYPES[config.precision]), enabled=config.precision != "fp32"):
+        start = sampling.noise(config.seed, numbers, (channels, side, side)).to(device)
+        with (
+            throughput.timed(device),
+            torch.autocast(device.type, getattr(torch, _DTYPES[config.precision]), enabled=config.precision != "fp32"),
+        ):
             latents = sampling.sample(
                 denoiser, start, labels[numbers].to(device), process=process, sampler=config.sampler, steps=config.steps,
                 guidance=config.guidance, guidance_interval=config.guidance_interval, time_shift=time_shift,
             )  # fmt: skip
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        sampled += time.monotonic() - drawn
         with torch.no_grad():
             # The factor of pipelines that are not folded; ours have 1.
             chunks = (latents / vae.config["scaling_factor"]).split(decoded_at_once(side * downsampling(vae)))
@@ -103,13 +100,36 @@ def draw(config: SampleConfig) -> None:
             _save(image, _file(out, number))
         bar.update(len(numbers))
     bar.close()
-    took = time.monotonic() - began
-    rate = f", {len(missing) / took:.1f} images/s; {evaluated / sampled:.0f} network evaluations/s" if missing else ""
+    rate = f", {len(missing) / (time.monotonic() - began):.1f} images/s; {throughput}" if missing else ""
     _write_grid(out, config)
     print(f"{config.images} images in {out} ({len(missing)} new{rate}); grid.png shows {min(config.images, MOST_IN_GRID)}", file=sys.stderr)
 
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+@dataclasses.dataclass
+class _Throughput:
+    """How often the network was evaluated, by latents, and how long sampling took, without decoding."""
+
+    evaluations: int = 0
+    seconds: float = 0.0
+
+    def count(self, network: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+        """A forward hook of the network."""
+        self.evaluations += len(output)
+
+    @contextmanager
+    def timed(self, device: torch.device) -> Iterator[None]:
+        """Count the time of a batch in."""
+        began = time.monotonic()
+        yield
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        self.seconds += time.monotonic() - began
+
+    def __str__(self) -> str:
+        return f"{self.evaluations / self.seconds:.0f} network evaluations/s"
 
 
 def _labels(config: SampleConfig, names: dict[int, str]) -> Tensor:
