@@ -83,7 +83,7 @@ def _introduction(config: TrainDiffusionConfig, space: LatentSpace) -> str:
         _call(config, space),
         "```",
         "",
-        "Keep the scheduler or another DPM-Solver++ on flow sigmas: `DiTPipeline` runs Euler schedulers wrongly in silence.",
+        _scheduler(config),
     ]
     return "\n".join(lines)
 
@@ -125,6 +125,14 @@ def _published(provenance: Mapping[str, Any], config: TrainDiffusionConfig) -> d
         if path is not None:
             notes = [note.replace(path, public_name(path)) for note in notes]
     return {**provenance, "notes": notes}
+
+
+def _scheduler(config: TrainDiffusionConfig) -> str:
+    """What may stand in the scheduler's place."""
+    euler = "`DiTPipeline` runs Euler schedulers wrongly in silence."
+    if config.process.name == "flow":
+        return f"Keep the scheduler or another DPM-Solver++ on flow sigmas: {euler}"
+    return f"Keep the scheduler or take `DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)`: {euler}"
 
 
 def _call(config: TrainDiffusionConfig, space: LatentSpace) -> str:

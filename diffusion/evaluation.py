@@ -11,7 +11,6 @@ from autoencoder.data.steps import part
 from diffusion import sampling, times
 from diffusion.config import ProcessConfig, SamplingConfig
 from diffusion.data import ValidationRows
-from diffusion.denoiser import Denoiser
 from diffusion.frechet import features, frechet_distance
 from diffusion.process import Process
 
@@ -68,28 +67,48 @@ class TwoSample:
     floor: float
     """Of as many training latents: what a perfect model would have at this number."""
     untrained: float
-    """Of the samples of an untrained model. Its velocity is 0 (`denoiser.initialize`), so these are its starting noise."""
+    """Of the samples of an untrained model, whose output is 0 (`denoiser.initialize`): of a flow its starting noise."""
     number: int
     """Samples on either side."""
 
 
-def two_sample(samples: Tensor, held_out: Tensor, training: Tensor, start: Tensor) -> TwoSample:
-    """The distances of four sets of normalised latents (N, c, h, w): samples, held-out, training, and starting noise."""
+def two_sample(samples: Tensor, held_out: Tensor, training: Tensor, untrained: Tensor) -> TwoSample:
+    """The distances of four sets of normalised latents (N, c, h, w): samples, held-out, training, and samples of an untrained model."""
     reference = features(held_out)
-    own, floor, untrained = (frechet_distance(features(values), reference) for values in (samples, training, start))
-    return TwoSample(own, floor, untrained, number=len(samples))
+    own, floor, start = (frechet_distance(features(values), reference) for values in (samples, training, untrained))
+    return TwoSample(own, floor, start, number=len(samples))
+
+
+class Nothing(nn.Module):
+    """An untrained network: its output is 0."""
+
+    def forward(self, noisy: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """As of `Denoiser`."""
+        return torch.zeros_like(noisy)
 
 
 def draw_samples(
-    denoiser: Denoiser, labels: Tensor, config: SamplingConfig, *, seed: int, shape: tuple[int, ...], guidance: float, batch_size: int
+    denoiser: nn.Module,
+    labels: Tensor,
+    config: SamplingConfig,
+    *,
+    process: Process,
+    seed: int,
+    shape: tuple[int, ...],
+    guidance: float,
+    batch_size: int,
 ) -> Tensor:
     """Samples number 0 to N - 1, normalised latents (N, c, h, w) on the CPU, for labels (N,), in batches."""
-    device = next(denoiser.parameters()).device
+    device = next((parameter.device for parameter in denoiser.parameters()), torch.device("cpu"))
     drawn = []
     for first in range(0, len(labels), batch_size):
         chunk = labels[first : first + batch_size].to(device)
         start = sampling.noise(seed, range(first, first + len(chunk)), shape).to(device)
-        drawn.append(sampling.sample(denoiser, start, chunk, sampler=config.sampler, steps=config.steps, guidance=guidance).cpu())
+        latents = sampling.sample(
+            denoiser, start, chunk, process=process, sampler=config.sampler, steps=config.steps, guidance=guidance,
+            guidance_interval=config.guidance_interval, time_shift=config.time_shift,
+        )  # fmt: skip
+        drawn.append(latents.cpu())
     return torch.cat(drawn)
 
 

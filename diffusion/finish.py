@@ -19,11 +19,11 @@ from autoencoder.runtime.averages import average_name
 from autoencoder.runtime.files import replace_text
 from autoencoder.runtime.rng import generator
 from autoencoder.runtime.versions import versions
-from diffusion import frechet, sampling
+from diffusion import frechet
 from diffusion.card import model_card
 from diffusion.data import draw, gather
 from diffusion.denoiser import Denoiser, stock
-from diffusion.evaluation import TwoSample, mean_loss, nearest, two_sample
+from diffusion.evaluation import Nothing, TwoSample, mean_loss, nearest, two_sample
 from diffusion.pipeline import Parts, write_pipeline
 from diffusion.task import DiffusionTask
 
@@ -69,7 +69,8 @@ def finish(
         }
         report["provenance"] = told
         card = model_card(task.config, task.space, evaluation=report, provenance=told)
-        parts = Parts(stock(module), task.vae, task.space, recipe, identity, card)
+        sampling = task.config.sampling
+        parts = Parts(stock(module), task.vae, task.space, recipe, identity, card, task.config.process, sampling.time_shift)
         difference = write_pipeline(parts, task.folder / "pipeline")
         task.accelerator.print(
             f"{task.folder / 'pipeline'}: loaded and sampled by stock diffusers in a fresh process; "
@@ -98,12 +99,11 @@ def _number(task: DiffusionTask) -> int:
 
 @torch.no_grad()
 def _compare(task: DiffusionTask, module: Denoiser) -> TwoSample:
-    """Unguided samples, held-out and training latents, and noise, as many of each."""
+    """Unguided samples, held-out and training latents, and samples of an untrained network, as many of each."""
     number = _number(task)
     held_out, _, labels = task.validation_rows.read(spread(len(task.validation_rows), number).tolist())
-    seed, shape = task.config.train.seed, task.space.shape
-    samples = task.samples(module, labels, guidance=1.0)
-    return two_sample(samples, held_out, _training(task, number), sampling.noise(seed, range(number), shape))
+    samples, untrained = (task.samples(network, labels, guidance=1.0) for network in (module, Nothing()))
+    return two_sample(samples, held_out, _training(task, number), untrained)
 
 
 def _training(task: DiffusionTask, most: int) -> Tensor:
@@ -171,7 +171,7 @@ def _provenance(task: DiffusionTask, notes: Sequence[str]) -> dict[str, Any]:
         "encoder_hash": space.encoder_hash,
         "decoder_hash": space.decoder_hash,
         "latents": {"rows_hash": space.rows_hash, "rows": space.rows, "shape": list(space.shape), "data": data},
-        "sampling": {"sampler": config.sampling.sampler, "steps": config.sampling.steps, "guidance": config.guidance},
+        "sampling": {**{key: value for key, value in asdict(config.sampling).items() if key != "evaluate"}, "guidance": config.guidance},
         "validation": f"error of the {task.config.process.head} on {len(task.validation_rows)} held-out rows at fixed times and noise",
         "images_seen": task.steps.images,
         "seed": config.train.seed,

@@ -133,11 +133,11 @@ class DiffusionTask:
         """Labels (N,) of the first samples: the classes in turn."""
         return torch.arange(number) % self.space.classes if self.space.classes else torch.full((number,), NULL_CLASS)
 
-    def samples(self, module: Denoiser, labels: Tensor, guidance: float) -> Tensor:
+    def samples(self, module: nn.Module, labels: Tensor, guidance: float) -> Tensor:
         """Samples number 0 to N - 1 of the averaged weights, normalised latents (N, c, h, w)."""
         return draw_samples(
-            module, labels, self.config.sampling, seed=self.config.train.seed, shape=self.space.shape, guidance=guidance,
-            batch_size=self.batch_size,
+            module, labels, self.config.sampling, process=self.process, seed=self.config.train.seed, shape=self.space.shape,
+            guidance=guidance, batch_size=self.batch_size,
         )  # fmt: skip
 
     def _draw(self, module: Denoiser, step: int) -> None:

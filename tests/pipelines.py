@@ -15,7 +15,7 @@ from autoencoder.config import ModelConfig
 from autoencoder.identity import identity
 from autoencoder.model import AutoencoderKL, build
 from diffusion import denoiser, pipeline
-from diffusion.config import DenoiserConfig
+from diffusion.config import DenoiserConfig, ProcessConfig
 from diffusion.pipeline import Parts
 from diffusion.space import LatentSpace
 
@@ -26,7 +26,15 @@ SIDE = 16
 """Pixels of an image's side; latents have half."""
 
 
-def parts(classes: list[str] | None = CLASSES, *, channels: int = 3, quant_conv: bool = True, vae_from: Path | None = None) -> Parts:
+def parts(
+    classes: list[str] | None = CLASSES,
+    *,
+    channels: int = 3,
+    quant_conv: bool = True,
+    vae_from: Path | None = None,
+    process: ProcessConfig = pipeline.FLOW,
+    time_shift: float = 1.0,
+) -> Parts:
     """Everything a pipeline is made of, with random weights; `vae_from` saves the autoencoder there and loads it again."""
     torch.manual_seed(0)
     vae = build(
@@ -52,7 +60,7 @@ def parts(classes: list[str] | None = CLASSES, *, channels: int = 3, quant_conv:
         labels=classes,
     )
     recipe = {"pixels": {**RECIPE, "channels": channels}, "encoder_hash": hashes.encoder_hash}
-    return Parts(dit, vae.eval(), space, recipe, hashes, "# Card\n")
+    return Parts(dit, vae.eval(), space, recipe, hashes, "# Card\n", process, time_shift)
 
 
 @torch.no_grad()
