@@ -136,7 +136,7 @@ def test_the_preflight_tells_what_the_averages_take(small: list[str], tmp_path: 
     [
         (
             ["--train.ema_halflife_images=40"],
-            "train.ema_halflife_images: got 40; ema_lengths is [0.05, 0.2] beside it; give one of the two",
+            "train.ema_halflife_images: got 40; train.ema_lengths is [0.05, 0.2] beside it; give one of the two",
         ),
         (["--train.ema_lengths=[0.5]"], "train.ema_lengths: got 0.5; give shares of the run, 0.005 to 0.288"),
         (["--train.ema_rampup=0.1"], "train.ema_rampup: got 0.1; it would have no effect: train.ema_halflife_images is null"),

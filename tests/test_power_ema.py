@@ -146,7 +146,7 @@ def test_one_average_or_none_is_used_without_a_choice() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"ema_lengths": [0.1]}, r"ema_halflife_images: got '20k'; ema_lengths is \[0.1\] beside it"),
+        ({"ema_lengths": [0.1]}, r"ema_halflife_images: got '20k'; train.ema_lengths is \[0.1\] beside it"),
         ({"ema_halflife_images": None, "ema_lengths": []}, r"ema_lengths: got \[\]; give at least one length, or null"),
         ({"ema_halflife_images": None, "ema_lengths": [0.1, 0.3]}, "0.005 to 0.288"),
         ({"ema_halflife_images": None, "ema_lengths": [0.0]}, "0.005 to 0.288"),

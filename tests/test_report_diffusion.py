@@ -87,6 +87,19 @@ def test_the_loss_by_noise_level_is_drawn_over_the_whole_of_time(tmp_path: Path)
     assert "t (0: latents, 1: noise)" in svg
 
 
+def test_the_losses_of_several_moving_averages_are_a_chart(tmp_path: Path) -> None:
+    losses = {"ema-0.200": 0.2, "ema-0.050": 0.1875, "ema-0.100": None}
+    several = DIFFUSION_EVALUATION | {"averages": {"chosen": "ema-0.050", "losses": losses}}
+    a = make_diffusion_run(tmp_path / "a", evaluation=several)
+    b = make_diffusion_run(tmp_path / "b", evaluation=DIFFUSION_EVALUATION)
+    alone = page_of(a).all("div", "aria-label")
+    title = "Validation loss by length of the moving average, at the end of the run: "
+    assert title + "0.1875 at 0.050, 0.2000 at 0.200" in alone
+    assert "in use 0.1875 at 0.050" in page_of(a).text
+    assert title + "a: 0.1875 at 0.050, 0.2000 at 0.200" in page_of(a, b).all("div", "aria-label")
+    assert not any(alt.startswith(title) for alt in page_of(b).all("div", "aria-label"))
+
+
 def test_pictures_are_the_run_s_own_files(tmp_path: Path) -> None:
     run = make_diffusion_run(tmp_path / "run", evaluation=DIFFUSION_EVALUATION, pictures=True)
     page = page_of(run)

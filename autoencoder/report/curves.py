@@ -102,7 +102,7 @@ def averages_chart(runs: Sequence[Run]) -> Chart | None:
             told.append(points if len(runs) == 1 else f"{run.name}: {points}")
     if not lines:
         return None
-    svg = charts.points(lines, x_label="length (standard deviation, share of the run)", name="averages")
+    svg = charts.points(lines, x_label="length (standard deviation, share of the run)", name=f"{runs[0].stage.key}-averages")
     title = "Validation loss by length of the moving average"
     return Chart(title, known.unit, svg, keys, f"{title}, at the end of the run: {'; '.join(told)}")
 

@@ -81,6 +81,7 @@ AUTOENCODER = Stage(
             "The loss and the weights in it. Effective β is that of the β-VAE with this loss's minimum; at 1 it is the bound itself. "
             "Losses of runs with different objectives are not comparable.",
             ("loss", "kl_weight", "effective_beta", "running_kl_nats", "running_rmse", "charged_groups"),
+            endings=("averages",),
             own="objective",
         ),
         Section(

@@ -119,7 +119,7 @@ class TrainConfig:
             require(0.005 <= length <= 0.288, "ema_lengths", length, "give shares of the run, 0.005 to 0.288 (the mean of all of it)")
         remedy = "lengths are told apart by three decimals; leave one out"
         require(len({f"{length:.3f}" for length in lengths}) == len(lengths), "ema_lengths", lengths, remedy)
-        remedy = f"ema_lengths is {list(lengths)} beside it; give one of the two, and null to the other"
+        remedy = f"train.ema_lengths is {list(lengths)} beside it; give one of the two, and null to the other"
         require(self.ema_halflife_images is None, "ema_halflife_images", self.ema_halflife_images, remedy)
 
 
