@@ -1,5 +1,8 @@
 """`encode_dataset`: a data set of latents, once and for all."""
 
+import shlex
+import sys
+
 from autoencoder.data.paths import check_source
 from autoencoder.data.remote import is_remote
 from autoencoder.latents.config import EncodeConfig
@@ -31,12 +34,35 @@ def _encode(argv: list[str] | None) -> int:
     try:
         from autoencoder.latents.encoding import encode_dataset
 
-        return encode_dataset(config, folder, worker)
+        code = encode_dataset(config, folder, worker)
     except UsageError as error:
         folder.withdraw()
         raise UsageError(worker.says(str(error))) from error
     finally:
         folder.close()
+    if config.only == "plan":
+        print(after_plan(sys.argv[1:] if argv is None else argv, config.append))
+    return code
+
+
+def after_plan(argv: list[str], append: bool) -> str:
+    """The commands that make what this one has planned. The appended images are in the plan: the rest is as for any."""
+    kept, rest = list[str](), list(argv)
+    while rest:
+        token = rest.pop(0)
+        key = token.partition("=")[0]
+        if key not in ("--only", "--append"):
+            kept.append(token)
+        elif token == key and rest and not rest[0].startswith("--"):
+            rest.pop(0)
+    given = [token.partition("=")[0] for token in argv]
+    if append and "--append" not in given:  # but in a file
+        kept.append("--append=false")
+    base = shlex.join(["firststage", "encode_dataset", *kept])
+    return (
+        f"next, to make the shards: one process, or N at once on any machines, each with --worker I --workers N, I from 0 to N - 1\n"
+        f"  {base} --only encode\nand once they are done\n  {base} --only finalize"
+    )
 
 
 def _folder(config: EncodeConfig, worker: Worker) -> LatentsFolder:

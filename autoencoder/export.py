@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from autoencoder.data.paths import check_source
 from autoencoder.data.remote import check_local
 from autoencoder.evaluate import EvaluateDataConfig
+from autoencoder.export_folder import check_place
 from autoencoder.model_path import check_model, is_checkpoint
+from autoencoder.publishing import UNPUBLISHED, Upload, check_publishing
 from autoencoder.runtime import cli
 from autoencoder.runtime.errors import ConfigError, UsageError, require
 from autoencoder.runtime.lock import make_folder
@@ -46,17 +48,29 @@ class ExportConfig:
     keeps it as it is: measured at the end of a run, true for a checkpoint that has not been audited."""
     audit_resolution: int | None = None
     """Side of the central crops of `audit` in pixels; null takes that of training."""
+    license: str | None = None
+    """Licence of the weights for the model card, by the hub's identifier (`apache-2.0`, `cc-by-4.0`, `other`, ...); null names none."""
+    push_to_hub: str | None = None
+    """Publish what is written as this repository of the hub, `OWNER/NAME`, made where it does not exist. Takes a token (`hf auth login`,
+    or HF_TOKEN)."""
+    private: bool = False
+    """Make it a private repository."""
+    dry_run: bool = False
+    """Write `out`, say what `push_to_hub` would send, and send nothing."""
 
     def __post_init__(self) -> None:
         check_local(self.out, "out")
+        check_publishing(self.license, self.push_to_hub)
         require(self.scaling_factor is None or self.scaling_factor > 0, "scaling_factor", self.scaling_factor, "give a factor above 0")
         alone = self.shift_factor is not None and self.scaling_factor is None
         require(not alone, "shift_factor", self.shift_factor, "give scaling_factor with it")
         if self.format == "ldm":
+            for key in ("license", "push_to_hub"):
+                remedy = "a single file has no model card and is not published; leave it out, or give format=diffusers with it"
+                require(getattr(self, key) is None, key, getattr(self, key), remedy)
             require(self.out.endswith(".safetensors"), "out", self.out, "give a file name ending in .safetensors for format `ldm`")
         else:
-            used = Path(self.out).exists() and (not Path(self.out).is_dir() or any(Path(self.out).iterdir()))
-            require(not used, "out", self.out, "give a folder that is new or empty")
+            check_place(self.out)
         resolution = self.audit_resolution
         remedy = "leave it out unless there is an `audit` that it is for"
         require(resolution is None or self.audit is not None, "audit_resolution", resolution, remedy)
@@ -70,18 +84,25 @@ def main(argv: list[str] | None = None) -> int:
 
 def _export(argv: list[str] | None) -> int:
     config = cli.parse(
-        ExportConfig, argv, prog="firststage export_autoencoder", description="Write an autoencoder's weights for other tools."
+        ExportConfig,
+        argv,
+        prog="firststage export_autoencoder",
+        description="Write an autoencoder's weights for other tools.",
+        idle=(UNPUBLISHED,),
     )
     check_model(config.checkpoint, "checkpoint", config.subfolder, config.variant)
     if config.audit is not None:
         check_source(config.audit, "audit")
     import torch
 
-    from autoencoder import artifact, model
+    from autoencoder import artifact, export_folder, model, publishing
+    from autoencoder.card import HUB_ID
     from autoencoder.experimental.saved import describe, find_families, left_out, save_families
+    from autoencoder.model_card import model_card
     from autoencoder.pretrained import open_pretrained
     from autoencoder.single_file import save_single_file
 
+    api = None if config.push_to_hub is None or config.dry_run else publishing.log_in(config.push_to_hub)
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.dtype]
     opened = open_pretrained(
         config.checkpoint, subfolder=config.subfolder, revision=config.revision, variant=config.variant, key="checkpoint"
@@ -106,20 +127,29 @@ def _export(argv: list[str] | None) -> int:
     if not known:
         print(_unknown_scale(config.format, is_checkpoint(config.checkpoint)))
     out = Path(config.out)
-    make_folder(out if config.format == "diffusers" else out.absolute().parent, "the export")
     if config.format == "ldm":
+        make_folder(out.absolute().parent, "the export")
         described = None if recipe is None else artifact.describe(vae, recipe)
         save_single_file(vae, out, preprocessing=described, scale_known=known, dtype=dtype)
-    elif recipe is None:
-        artifact.save_stock(model.narrow(vae).to(dtype), out)
-        if not known:
-            artifact.save_preprocessing({artifact.SCALE_UNKNOWN: True}, out)
     else:
-        told = recipe if known else {**recipe, artifact.SCALE_UNKNOWN: True}
-        artifact.save_autoencoder(vae, out, preprocessing=told, likelihood=opened.likelihood, dtype=dtype)
-    if families is not None and config.format == "diffusers":
-        save_families(families, out)
+        beside = export_folder.begin(out)
+        card = model_card(vae, recipe, checkpoint=config.checkpoint, dtype=config.dtype, scale_known=known)
+        card = card.with_front(license=config.license).loaded_from(config.push_to_hub or HUB_ID)
+        (beside / "README.md").write_text(card.text(), encoding="utf-8")
+        if recipe is None:
+            artifact.save_stock(model.narrow(vae).to(dtype), beside)
+            if not known:
+                artifact.save_preprocessing({artifact.SCALE_UNKNOWN: True}, beside)
+        else:
+            told = recipe if known else {**recipe, artifact.SCALE_UNKNOWN: True}
+            artifact.save_autoencoder(vae, beside, preprocessing=told, likelihood=opened.likelihood, dtype=dtype)
+        if families is not None:
+            save_families(families, beside)
+        export_folder.finish(beside, out, {"dtype": config.dtype})
     print(f"written to {out} ({config.format}, {config.dtype})")
+    if config.push_to_hub is not None:
+        upload = Upload(config.push_to_hub, config.private, out)
+        print(publishing.describe(upload) if api is None else publishing.publish(upload, api))
     return 0
 
 

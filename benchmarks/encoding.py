@@ -124,11 +124,13 @@ class Encoding:
     def pipeline(self) -> None:
         """From files to shards on the disk."""
         from autoencoder.latents.pipeline import encode_shards
+        from autoencoder.runtime.signals import StopRequest
 
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
             for _ in encode_shards(
-                Path(folder), self.plan, self._shards, self._crops, self._encoder, self._table, self.workers, self._cuda, rows=self.rows
-            ):
+                Path(folder), self.plan, self._shards, self._crops, self._encoder, self._table, self.workers, self._cuda,
+                rows=self.rows, stop=StopRequest(),
+            ):  # fmt: skip
                 pass
 
     def reading(self) -> None:

@@ -3,7 +3,7 @@
 What may be relied on, imported from the module that holds it (importing this package imports no torch):
 
 - `diffusion.fold`: `fold`, per-channel normalisation into an AutoencoderKL's 1x1 convolutions
-- `diffusion.sampling`: `euler`, `heun`, `times`, `guided`
+- `diffusion.sampling`: `euler`, `heun`, `levels`, `guided`, `estimates`, `sample`
 - `diffusion.frechet`: `features`, `frechet_distance`
 """
 

@@ -1,12 +1,12 @@
-"""The model card of an exported pipeline: what it is, how to sample it, where it comes from."""
+"""The model card of a pipeline: what it is, how to sample it, how it was trained and on what, what was measured, where it comes from."""
 
-import json
-import os
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diffusion.config import TrainDiffusionConfig
+from autoencoder.card import HUB_ID, TAG, Card, hub_dataset, provenance_section, public_name, settings_section, table
+from autoencoder.runtime.config import count
+from autoencoder.runtime.config_file import plain
+from diffusion.config import ProcessConfig, TrainDiffusionConfig
 from diffusion.space import LatentSpace
 
 _CLASSES_SHOWN = 20
@@ -16,49 +16,123 @@ _NAMES = {
     "frechet_floor": "... of training latents (what a perfect model would have)",
     "frechet_untrained": "... of an untrained model's samples",
 }
+_SETTINGS = ("data", "conditioning", "denoiser", "process", "sampling", "optimizer", "train")
+WEIGHTS, ACCOUNT = "Weights", "Account"
+AFTER = ("Measured", "Recipe", "Data", "Provenance")
+"""Sections of a run's card that those of an export stand before."""
 
 
 def model_card(config: TrainDiffusionConfig, space: LatentSpace, *, evaluation: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
     """The card as Markdown with the hub's front matter. Holds no path: provenance names sources by what they call themselves."""
-    front = ["---", "library_name: diffusers", "pipeline_tag: unconditional-image-generation", "tags:"]
-    front += [f"- {tag}" for tag in ("diffusers", "latent-diffusion", "flow-matching", "dit", "firststage")] + ["---"]
+    data = provenance.get("latents", {}).get("data", [])
+    named = list(dict.fromkeys(name for source in data if (name := hub_dataset(source["name"], source["fingerprint"]))))
+    kind = "flow-matching" if config.process.name == "flow" else "diffusion"
+    card = Card(
+        {
+            "library_name": "diffusers",
+            "pipeline_tag": "unconditional-image-generation",
+            "tags": ["diffusers", "latent-diffusion", kind, "dit", TAG],
+        },
+        {"": _introduction(config, space)},
+    )
+    card = card.with_front(datasets=named or None)
+    if space.labels is not None:
+        shown = [f"{i}: {name}" for i, name in enumerate(space.labels[:_CLASSES_SHOWN])]
+        more = [f"... {space.classes - _CLASSES_SHOWN} more in `model_index.json`"] if space.classes > _CLASSES_SHOWN else []
+        card = card.with_section("Classes", ", ".join(shown + more))
+    measured = table([(_NAMES.get(name, name), f"{metric['mean']:.4g}") for name, metric in evaluation["metrics"].items()])
+    told = evaluation.get("frechet_on")
+    card = card.with_section("Measured", f"{measured}\n\n{told}" if told else measured)
+    settings = {name: value for name, value in plain(config).items() if name in _SETTINGS}
+    card = card.with_section("Recipe", f"{table(_recipe(config, space, provenance))}\n\n{settings_section(settings)}")
+    card = card.with_section("Data", _data(space, data))
+    return card.with_section("Provenance", provenance_section(_published(provenance, config))).text()
+
+
+def weights_section(variants: Mapping[str, Any], steps: int) -> str:
+    """What there is beside fp32, and how far its samples are from those of fp32; `variants` as in `export.json`."""
+    rows = [("fp32", "", "", "")]
+    for name, told in variants.items():
+        load = f'`variant="{name}", torch_dtype=torch.{"float16" if name == "fp16" else "bfloat16"}`'
+        rows.append((name, load, f"{told['largest_difference_of_latents']:.2g}", f"{told['psnr_db']:.1f} dB"))
+    note = (
+        f"Two images of each, {steps} steps, by stock diffusers in a fresh process, beside those of fp32 from the same noise: largest "
+        "difference of the normalised latents, and PSNR."
+    )
+    if "fp16" in variants:
+        note += " fp16 is imitated there: its weights, and what each layer gives rounded to it, summed in fp32 as GPUs do."
+    return f"{table(rows, ('weights', 'to `from_pretrained`', 'latents', 'images'))}\n\n{note}"
+
+
+def _introduction(config: TrainDiffusionConfig, space: LatentSpace) -> str:
     channels, height, width = space.shape
     kind = f"Class-conditional ({space.classes} classes)" if space.classes else "Unconditional"
     size = f"DiT {config.denoiser.preset}, patch {config.denoiser.patch_size}"
     lines = [
-        *front,
-        "",
         "# Latent diffusion pipeline",
         "",
-        f"{kind} flow-matching model ({size}) on {channels} x {height} x {width} latents of a KL autoencoder. A stock `DiTPipeline`: the "
-        "per-channel normalisation of the latents is folded into the autoencoder's 1x1 convolutions, and `scaling_factor` is 1.",
+        f"{kind} {process_words(config.process)} ({size}) on {channels} x {height} x {width} latents of a KL autoencoder. A stock "
+        "`DiTPipeline`: the per-channel normalisation of the latents is folded into the autoencoder's 1x1 convolutions, and "
+        "`scaling_factor` is 1.",
         "",
         "```python",
         "import torch",
         "from diffusers import DiTPipeline",
         "",
-        'pipe = DiTPipeline.from_pretrained("PATH_OR_HUB_ID")',
+        f'pipe = DiTPipeline.from_pretrained("{HUB_ID}")',
         _call(config, space),
         "```",
         "",
-        "Keep the scheduler or another DPM-Solver++ on flow sigmas: `DiTPipeline` runs Euler schedulers wrongly in silence.",
-        "",
+        _scheduler(config),
     ]
-    if space.labels is not None:
-        shown = [f"{i}: {name}" for i, name in enumerate(space.labels[:_CLASSES_SHOWN])]
-        more = [f"... {space.classes - _CLASSES_SHOWN} more in `model_index.json`"] if space.classes > _CLASSES_SHOWN else []
-        lines += ["## Classes", "", ", ".join(shown + more), ""]
-    lines += ["## Measured", "", "| | |", "|---|---|"]
-    lines += [f"| {_NAMES.get(name, name)} | {metric['mean']:.4g} |" for name, metric in evaluation["metrics"].items()]
-    if evaluation.get("frechet_on"):
-        lines += ["", f"{evaluation['frechet_on']}"]
-    told = json.dumps(provenance, indent=1, ensure_ascii=False)
-    for path in (config.latents, config.vae, config.init_from):
-        # A note may name a folder: of it, its name alone.
-        if path is not None and os.sep in path:
-            told = told.replace(path, Path(path).name)
-    lines += ["", "## Provenance", "", "```json", told, "```", ""]
     return "\n".join(lines)
+
+
+def process_words(process: ProcessConfig) -> str:
+    """What kind of model it is."""
+    if process.name == "flow":
+        return "flow-matching model"
+    predicted = "the noise" if process.prediction == "epsilon" else "v"
+    return f"variance-preserving diffusion model that predicts {predicted}"
+
+
+def _recipe(config: TrainDiffusionConfig, space: LatentSpace, provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
+    network, train, optimizer = config.denoiser.shape(), config.train, config.optimizer
+    width, tokens = network["heads"] * network["head_dim"], (space.shape[1] // config.denoiser.patch_size) ** 2
+    millions = f", {provenance['parameters'] / 1e6:.1f}M parameters" if "parameters" in provenance else ""
+    rate = f"learning rate {optimizer.lr:g}" + (f" (Muon's {optimizer.muon_lr:g})" if optimizer.name == "muon" else "")
+    seen = count(train.images, "train.images")
+    return [
+        ("Process", process_words(config.process)),
+        ("Network", f"{network['layers']} blocks, width {width}, {network['heads']} heads, {tokens} tokens{millions}"),
+        ("Optimiser", f"{optimizer.name}, {rate}, {optimizer.schedule}"),
+        ("Length", f"{seen:,} latents in batches of {train.batch_size}, {seen / max(1, space.rows):.1f} epochs of {space.rows:,} rows"),
+        ("Classes left out in training", f"{config.conditioning.dropout:.0%}" if space.classes else "no classes"),
+        ("Precision", str(provenance.get("precision", train.precision))),
+    ]
+
+
+def _data(space: LatentSpace, sources: Sequence[Mapping[str, Any]]) -> str:
+    rows = [(public_name(source["name"]), f"{source['images']:,} images") for source in sources]
+    rows += [("Rows of latents", f"{space.rows:,}"), ("`encoder_hash`", space.encoder_hash), ("`decoder_hash`", space.decoder_hash)]
+    return f"{table(rows)}\n\nThe hashes are those of the autoencoder before its latents' normalisation was folded into it."
+
+
+def _published(provenance: Mapping[str, Any], config: TrainDiffusionConfig) -> dict[str, Any]:
+    """Without paths: of one that a note names, its last part alone."""
+    notes = provenance.get("notes", [])
+    for path in (config.latents, config.vae, config.init_from):
+        if path is not None:
+            notes = [note.replace(path, public_name(path)) for note in notes]
+    return {**provenance, "notes": notes}
+
+
+def _scheduler(config: TrainDiffusionConfig) -> str:
+    """What may stand in the scheduler's place."""
+    euler = "`DiTPipeline` runs Euler schedulers wrongly in silence."
+    if config.process.name == "flow":
+        return f"Keep the scheduler or another DPM-Solver++ on flow sigmas: {euler}"
+    return f"Keep the scheduler or take `DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)`: {euler}"
 
 
 def _call(config: TrainDiffusionConfig, space: LatentSpace) -> str:

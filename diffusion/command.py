@@ -16,6 +16,7 @@ COMMANDS = {
     "export_latents": ("autoencoder.export_latents", "write a data set of latents as parquet or WebDataset"),
     "verify_latents": ("autoencoder.verify_latents", "check a data set of latents: files, rows, statistics, images; mend it"),
     "train_diffusion": ("diffusion.train", "train a latent diffusion model and export a stock pipeline"),
+    "export_pipeline": ("diffusion.export", "write a pipeline with variants and a model card, and publish it"),
     "sample": ("diffusion.sample", "draw images from a pipeline"),
     "report": ("autoencoder.report.command", "make one HTML page of one run or several"),
 }

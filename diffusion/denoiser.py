@@ -1,4 +1,10 @@
-"""The network: a diffusers DiTTransformer2DModel with its traps handled, and the wrapper that trains it."""
+"""The network: a diffusers DiTTransformer2DModel with its traps handled, and the wrapper that trains it.
+
+diffusers gives each block an embedder of time and class of its own (13% of DiT-B's parameters); published is one for the whole network.
+`build` makes that one, and `stock` copies it into each block.
+"""
+
+import copy
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +14,7 @@ from autoencoder.runtime.errors import ConfigError
 from diffusion.config import MOST_CLASSES, DenoiserConfig
 from diffusion.process import TIMESTEPS
 
+from diffusers.models.embeddings import CombinedTimestepLabelEmbeddings  # isort: skip
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel  # isort: skip
 
 NULL_CLASS = MOST_CLASSES
@@ -15,20 +22,31 @@ NULL_CLASS = MOST_CLASSES
 
 
 class Denoiser(nn.Module):
-    """What is trained and averaged: `forward` gives the velocity at a time in [0, 1]."""
+    """What is trained and averaged: `forward` gives the process's output (velocity, v or noise) at a time in [0, 1]."""
 
-    def __init__(self, dit: DiTTransformer2DModel) -> None:
+    def __init__(self, dit: DiTTransformer2DModel, embedder: CombinedTimestepLabelEmbeddings | None = None) -> None:
+        """`embedder` is the one of all blocks, which then hand on what it gave; None: each has its own, as stock networks do."""
         super().__init__()
-        self.dit = dit
+        self.embedder, self.dit = embedder, dit
 
     def forward(self, noisy: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """Noisy latents (B, c, h, w), t (B,) and labels (B,), `NULL_CLASS` for none, to the velocity (B, c, h, w)."""
-        velocity: Tensor = self.dit(noisy, timestep=t * TIMESTEPS, class_labels=labels, return_dict=False)[0]
-        return velocity
+        """Noisy latents (B, c, h, w), t (B,) and labels (B,), `NULL_CLASS` for none, to the output (B, c, h, w)."""
+        told = t * TIMESTEPS
+        if self.embedder is not None:
+            told = self.embedder(told, labels, hidden_dtype=noisy.dtype)
+        output: Tensor = self.dit(noisy, timestep=told, class_labels=labels, return_dict=False)[0]
+        return output
 
 
-def build(config: DenoiserConfig, shape: tuple[int, int, int]) -> DiTTransformer2DModel:
-    """A network for latents of `shape` (c, h, w), initialised as published.
+class HandedOn(nn.Module):
+    """Stands for a block's embedder where the network has one for all: what the block is given as time is embedded already."""
+
+    def forward(self, timestep: Tensor, class_labels: Tensor, hidden_dtype: torch.dtype | None = None) -> Tensor:
+        return timestep
+
+
+def build(config: DenoiserConfig, shape: tuple[int, int, int]) -> Denoiser:
+    """A network for latents of `shape` (c, h, w), with one embedder, initialised as published.
 
     Raises:
         ConfigError: latents that are not square, or a side that the patches do not divide.
@@ -51,17 +69,29 @@ def build(config: DenoiserConfig, shape: tuple[int, int, int]) -> DiTTransformer
         patch_size=config.patch_size,
         num_embeds_ada_norm=NULL_CLASS,
     )
-    initialize(dit)
+    embedder = dit.transformer_blocks[0].norm1.emb
+    for block in dit.transformer_blocks:
+        block.norm1.emb = HandedOn()
+    initialize(dit, embedder)
+    return Denoiser(dit, embedder)
+
+
+def stock(denoiser: Denoiser) -> DiTTransformer2DModel:
+    """The same network as diffusers has it, a copy: the embedder in every block."""
+    dit = copy.deepcopy(denoiser.dit)
+    if denoiser.embedder is not None:
+        for block in dit.transformer_blocks:
+            block.norm1.emb = copy.deepcopy(denoiser.embedder)
     return dit
 
 
-def initialize(dit: DiTTransformer2DModel) -> None:
+def initialize(dit: DiTTransformer2DModel, embedder: CombinedTimestepLabelEmbeddings) -> None:
     """The published start (Peebles & Xie 2023, sec. 3.2), which diffusers leaves out: the network gives 0, each block is the identity.
 
-    Also switches off the label dropout of diffusers' blocks, which would drop each label in one block and not in the next: labels
-    are dropped once in the batch.
+    Also switches off the label dropout of diffusers' embedders, which blocks of a stock network would make each for itself: labels are
+    dropped once in the batch.
     """
-    for module in dit.modules():
+    for module in [*dit.modules(), *embedder.modules()]:
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
             if module.bias is not None:
@@ -72,20 +102,17 @@ def initialize(dit: DiTTransformer2DModel) -> None:
         for layer in (block.attn1.to_q, block.attn1.to_k, block.attn1.to_v):
             # Published as one matrix of three times the rows, whose fan-out is in Xavier's bound.
             nn.init.xavier_uniform_(layer.weight, gain=2**-0.5)
-        embedder = block.norm1.emb
-        embedder.class_embedder.dropout_prob = 0.0
-        nn.init.normal_(embedder.class_embedder.embedding_table.weight, std=0.02)
-        for layer in (embedder.timestep_embedder.linear_1, embedder.timestep_embedder.linear_2):
-            nn.init.normal_(layer.weight, std=0.02)
         nn.init.zeros_(block.norm1.linear.weight)
+    embedder.class_embedder.dropout_prob = 0.0
+    nn.init.normal_(embedder.class_embedder.embedding_table.weight, std=0.02)
+    for layer in (embedder.timestep_embedder.linear_1, embedder.timestep_embedder.linear_2):
+        nn.init.normal_(layer.weight, std=0.02)
     for layer in (dit.proj_out_1, dit.proj_out_2):
         nn.init.zeros_(layer.weight)
 
 
-def edges(dit: DiTTransformer2DModel) -> tuple[str, ...]:
-    """Prefixes, within `Denoiser`, of first and last layers and of embedders: their rows and columns are not features."""
-    embedders = tuple(f"dit.transformer_blocks.{i}.norm1.emb" for i in range(len(dit.transformer_blocks)))
-    return ("dit.pos_embed", "dit.proj_out_1", "dit.proj_out_2", *embedders)
+EDGES: tuple[str, ...] = ("embedder", "dit.pos_embed", "dit.proj_out_1", "dit.proj_out_2")
+"""Prefixes, within `Denoiser`, of the embedder and of first and last layers: their rows and columns are not features."""
 
 
 def null_labels(count: int, device: torch.device | str = "cpu") -> Tensor:

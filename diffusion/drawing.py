@@ -5,13 +5,15 @@ import hashlib
 import json
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from autoencoder.artifact import load_preprocessing
@@ -24,7 +26,9 @@ from autoencoder.runtime.files import replace_text
 from diffusion import sampling
 from diffusion.denoiser import NULL_CLASS, Denoiser
 from diffusion.pipeline_path import pipeline_folder
+from diffusion.process import Process
 from diffusion.sample import SampleConfig
+from diffusion.schedulers import check_sampler, read_process
 
 from diffusers import DiTPipeline  # isort: skip
 from diffusers.utils import logging  # isort: skip
@@ -39,7 +43,7 @@ def open_pipeline(path: str) -> tuple[Any, dict[int, str]]:
     """The stock pipeline, in fp32, and its class names by number.
 
     Raises:
-        UsageError: it does not load, or is not one of flows alone.
+        UsageError: it does not load, or its network predicts a variance.
     """
     place = str(pipeline_folder(path) or path)
     # It has a bar for three files, and does not know its own class table.
@@ -51,9 +55,7 @@ def open_pipeline(path: str) -> tuple[Any, dict[int, str]]:
         names = {int(number): str(name) for number, name in table.items()}
     except Exception as error:  # diffusers, huggingface_hub and safetensors each raise kinds of their own
         raise UsageError(f"pipeline: {path} cannot be loaded as a DiTPipeline: {first_line(error)}") from error
-    kind, network = pipe.scheduler.config.get("prediction_type"), pipe.transformer.config
-    if kind != "flow_prediction":
-        raise ConfigError("pipeline", path, f"its scheduler predicts {kind}, this samples flows; use DiTPipeline itself for it")
+    network = pipe.transformer.config
     if network["out_channels"] not in (None, network["in_channels"]):
         raise ConfigError("pipeline", path, "its network predicts a variance, too; use DiTPipeline itself for it")
     return pipe, names
@@ -62,24 +64,34 @@ def open_pipeline(path: str) -> tuple[Any, dict[int, str]]:
 def draw(config: SampleConfig) -> None:
     """Write the images that are not there yet, and the grid of them all; says how fast."""
     pipe, names = open_pipeline(config.pipeline)
+    process, its_shift = read_process(pipe.scheduler, config.pipeline)
+    time_shift = its_shift if config.time_shift is None else config.time_shift
+    config = dataclasses.replace(config, time_shift=time_shift)
+    check_sampler(process, config.sampler, time_shift)
     labels = _labels(config, names)
     folder = pipeline_folder(config.pipeline)
     preview = Preview.from_json(None if folder is None else load_preprocessing(Path(folder) / "vae"))
     out = Path(config.out)
-    _claim(out, config, _digest(pipe))
+    _claim(out, config, _digest(pipe, process))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     denoiser, vae = Denoiser(pipe.transformer.to(device).eval()), pipe.vae.to(device).eval()
     side, channels = pipe.transformer.config["sample_size"], pipe.transformer.config["in_channels"]
     missing = [n for n in range(config.images) if not _file(out, n).is_file()]
+    throughput = _Throughput()
+    denoiser.register_forward_hook(throughput.count)
     began = time.monotonic()
     bar = tqdm(total=config.images, initial=config.images - len(missing), unit="img", disable=None)
     for first in range(0, len(missing), config.batch_size):
         numbers = missing[first : first + config.batch_size]
         start = sampling.noise(config.seed, numbers, (channels, side, side)).to(device)
-        with torch.autocast(device.type, getattr(torch, _DTYPES[config.precision]), enabled=config.precision != "fp32"):
+        with (
+            throughput.timed(device),
+            torch.autocast(device.type, getattr(torch, _DTYPES[config.precision]), enabled=config.precision != "fp32"),
+        ):
             latents = sampling.sample(
-                denoiser, start, labels[numbers].to(device), sampler=config.sampler, steps=config.steps, guidance=config.guidance
-            )
+                denoiser, start, labels[numbers].to(device), process=process, sampler=config.sampler, steps=config.steps,
+                guidance=config.guidance, guidance_interval=config.guidance_interval, time_shift=time_shift,
+            )  # fmt: skip
         with torch.no_grad():
             # The factor of pipelines that are not folded; ours have 1.
             chunks = (latents / vae.config["scaling_factor"]).split(decoded_at_once(side * downsampling(vae)))
@@ -88,12 +100,36 @@ def draw(config: SampleConfig) -> None:
             _save(image, _file(out, number))
         bar.update(len(numbers))
     bar.close()
-    rate = f", {len(missing) / (time.monotonic() - began):.1f} images/s" if missing else ""
+    rate = f", {len(missing) / (time.monotonic() - began):.1f} images/s; {throughput}" if missing else ""
     _write_grid(out, config)
     print(f"{config.images} images in {out} ({len(missing)} new{rate}); grid.png shows {min(config.images, MOST_IN_GRID)}", file=sys.stderr)
 
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+@dataclasses.dataclass
+class _Throughput:
+    """How often the network was evaluated, by latents, and how long sampling took, without decoding."""
+
+    evaluations: int = 0
+    seconds: float = 0.0
+
+    def count(self, network: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+        """A forward hook of the network."""
+        self.evaluations += len(output)
+
+    @contextmanager
+    def timed(self, device: torch.device) -> Iterator[None]:
+        """Count the time of a batch in."""
+        began = time.monotonic()
+        yield
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        self.seconds += time.monotonic() - began
+
+    def __str__(self) -> str:
+        return f"{self.evaluations / self.seconds:.0f} network evaluations/s"
 
 
 def _labels(config: SampleConfig, names: dict[int, str]) -> Tensor:
@@ -123,9 +159,12 @@ def _class(given: str | int, names: dict[int, str]) -> int:
     raise ConfigError("classes", given, f"no such class; there are {shown}{', ...' if len(names) > 12 else ''}")
 
 
-def _digest(pipe: Any) -> str:
+def _digest(pipe: Any, process: Process) -> str:
     """SHA-256 over all that makes images of noise, wherever the pipeline lies."""
     digest = hashlib.sha256(str(pipe.vae.config["scaling_factor"]).encode())
+    if process.head != "velocity":
+        digest.update(process.head.encode())
+        digest.update(pipe.scheduler.alphas_cumprod.numpy())
     for part in (pipe.transformer, pipe.vae):
         for name, tensor in sorted(part.state_dict().items()):
             if not name.startswith(ENCODER):
@@ -136,7 +175,8 @@ def _digest(pipe: Any) -> str:
 
 def _claim(out: Path, config: SampleConfig, weights: str) -> None:
     """Take the folder for these settings and weights; ConfigError where it holds images of others."""
-    settings = {"weights": weights, **{key: value for key, value in dataclasses.asdict(config).items() if key not in FREE}}
+    given = {key: value for key, value in dataclasses.asdict(config).items() if key not in FREE}
+    settings = {"weights": weights, **given, "guidance_interval": list(config.guidance_interval)}
     try:
         out.mkdir(parents=True, exist_ok=True)
         record = out / RECORD

@@ -1,6 +1,6 @@
 """What a diffusion model is measured by: its loss at fixed times and noise, and how far its samples are from held-out latents."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,6 @@ from autoencoder.data.steps import part
 from diffusion import sampling, times
 from diffusion.config import ProcessConfig, SamplingConfig
 from diffusion.data import ValidationRows
-from diffusion.denoiser import Denoiser
 from diffusion.frechet import features, frechet_distance
 from diffusion.process import Process
 
@@ -25,13 +24,21 @@ class NoiseLevel:
 
     t: float
     loss: float
+    """Mean squared error of the network's output, as it is."""
+    weight: float
+    """What it counts in training."""
+
+
+def mean_loss(levels: Sequence[NoiseLevel]) -> float:
+    """The training loss's expectation, by the middles of stretches of time that are drawn equally often."""
+    return sum(level.weight * level.loss for level in levels) / len(levels)
 
 
 @torch.no_grad()
 def validation_loss(
     denoiser: nn.Module, rows: ValidationRows, process: Process, config: ProcessConfig, *, accelerator: Accelerator, batch_size: int
 ) -> list[NoiseLevel]:
-    """Mean squared error of the network's output a latent value at `LEVELS` times; their mean is the training loss's expectation.
+    """Mean squared error of the network's output a latent value at `LEVELS` times, equally probable in training.
 
     Every process calls it with its share; all get the same figures.
     """
@@ -47,7 +54,8 @@ def validation_loss(
             sums[level] += process.squared_error(predicted, latents, noise, at).to(sums.dtype).sum()
     if accelerator.num_processes > 1:
         torch.distributed.all_reduce(sums)
-    return [NoiseLevel(t, loss) for t, loss in zip(levels, (sums / len(rows)).tolist(), strict=True)]
+    weights = times.weight(config, torch.tensor(levels, dtype=torch.float64)).tolist()
+    return [NoiseLevel(t, loss, weight) for t, loss, weight in zip(levels, (sums / len(rows)).tolist(), weights, strict=True)]
 
 
 @dataclass
@@ -59,28 +67,48 @@ class TwoSample:
     floor: float
     """Of as many training latents: what a perfect model would have at this number."""
     untrained: float
-    """Of the samples of an untrained model. Its velocity is 0 (`denoiser.initialize`), so these are its starting noise."""
+    """Of the samples of an untrained model, whose output is 0 (`denoiser.initialize`): of a flow its starting noise."""
     number: int
     """Samples on either side."""
 
 
-def two_sample(samples: Tensor, held_out: Tensor, training: Tensor, start: Tensor) -> TwoSample:
-    """The distances of four sets of normalised latents (N, c, h, w): samples, held-out, training, and starting noise."""
+def two_sample(samples: Tensor, held_out: Tensor, training: Tensor, untrained: Tensor) -> TwoSample:
+    """The distances of four sets of normalised latents (N, c, h, w): samples, held-out, training, and samples of an untrained model."""
     reference = features(held_out)
-    own, floor, untrained = (frechet_distance(features(values), reference) for values in (samples, training, start))
-    return TwoSample(own, floor, untrained, number=len(samples))
+    own, floor, start = (frechet_distance(features(values), reference) for values in (samples, training, untrained))
+    return TwoSample(own, floor, start, number=len(samples))
+
+
+class Nothing(nn.Module):
+    """An untrained network: its output is 0."""
+
+    def forward(self, noisy: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """As of `Denoiser`."""
+        return torch.zeros_like(noisy)
 
 
 def draw_samples(
-    denoiser: Denoiser, labels: Tensor, config: SamplingConfig, *, seed: int, shape: tuple[int, ...], guidance: float, batch_size: int
+    denoiser: nn.Module,
+    labels: Tensor,
+    config: SamplingConfig,
+    *,
+    process: Process,
+    seed: int,
+    shape: tuple[int, ...],
+    guidance: float,
+    batch_size: int,
 ) -> Tensor:
     """Samples number 0 to N - 1, normalised latents (N, c, h, w) on the CPU, for labels (N,), in batches."""
-    device = next(denoiser.parameters()).device
+    device = next((parameter.device for parameter in denoiser.parameters()), torch.device("cpu"))
     drawn = []
     for first in range(0, len(labels), batch_size):
         chunk = labels[first : first + batch_size].to(device)
         start = sampling.noise(seed, range(first, first + len(chunk)), shape).to(device)
-        drawn.append(sampling.sample(denoiser, start, chunk, sampler=config.sampler, steps=config.steps, guidance=guidance).cpu())
+        latents = sampling.sample(
+            denoiser, start, chunk, process=process, sampler=config.sampler, steps=config.steps, guidance=guidance,
+            guidance_interval=config.guidance_interval, time_shift=config.time_shift,
+        )  # fmt: skip
+        drawn.append(latents.cpu())
     return torch.cat(drawn)
 
 

@@ -1,7 +1,6 @@
 """The end of a diffusion run: evaluate the averaged weights, draw, export the pipeline, report."""
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autoencoder.card import public_name
 from autoencoder.data.order import spread
 from autoencoder.identity import Identity
 from autoencoder.report.page import write_report
@@ -19,11 +19,11 @@ from autoencoder.runtime.averages import average_name
 from autoencoder.runtime.files import replace_text
 from autoencoder.runtime.rng import generator
 from autoencoder.runtime.versions import versions
-from diffusion import frechet, sampling
+from diffusion import frechet
 from diffusion.card import model_card
 from diffusion.data import draw, gather
-from diffusion.denoiser import Denoiser
-from diffusion.evaluation import TwoSample, nearest, two_sample
+from diffusion.denoiser import Denoiser, stock
+from diffusion.evaluation import Nothing, TwoSample, mean_loss, nearest, two_sample
 from diffusion.pipeline import Parts, write_pipeline
 from diffusion.task import DiffusionTask
 
@@ -43,7 +43,7 @@ def finish(
     """
     levels = task.noise_levels(module)
     if task.accelerator.is_main_process:
-        metrics: dict[str, Any] = {"loss": _metric(sum(level.loss for level in levels) / len(levels))}
+        metrics: dict[str, Any] = {"loss": _metric(mean_loss(levels))}
         report: dict[str, Any] = {
             "metrics": metrics,
             "noise_levels": [vars(level) for level in levels],
@@ -61,10 +61,16 @@ def finish(
             metrics["frechet_untrained"] = _metric(measured.untrained)
             report["frechet_on"] = _frechet_on(task, measured)
         _draw_neighbours(task, module)
-        told = {**_provenance(task, notes), "weights": _weights(task, chosen), "pipeline_vae": asdict(identity)}
+        told = {
+            **_provenance(task, notes),
+            "weights": _weights(task, chosen),
+            "pipeline_vae": asdict(identity),
+            "parameters": sum(parameter.numel() for parameter in module.parameters()),
+        }
         report["provenance"] = told
         card = model_card(task.config, task.space, evaluation=report, provenance=told)
-        parts = Parts(module.dit, task.vae, task.space, recipe, identity, card)
+        sampling = task.config.sampling
+        parts = Parts(stock(module), task.vae, task.space, recipe, identity, card, task.config.process, sampling.time_shift)
         difference = write_pipeline(parts, task.folder / "pipeline")
         task.accelerator.print(
             f"{task.folder / 'pipeline'}: loaded and sampled by stock diffusers in a fresh process; "
@@ -93,12 +99,11 @@ def _number(task: DiffusionTask) -> int:
 
 @torch.no_grad()
 def _compare(task: DiffusionTask, module: Denoiser) -> TwoSample:
-    """Unguided samples, held-out and training latents, and noise, as many of each."""
+    """Unguided samples, held-out and training latents, and samples of an untrained network, as many of each."""
     number = _number(task)
     held_out, _, labels = task.validation_rows.read(spread(len(task.validation_rows), number).tolist())
-    seed, shape = task.config.train.seed, task.space.shape
-    samples = task.samples(module, labels, guidance=1.0)
-    return two_sample(samples, held_out, _training(task, number), sampling.noise(seed, range(number), shape))
+    samples, untrained = (task.samples(network, labels, guidance=1.0) for network in (module, Nothing()))
+    return two_sample(samples, held_out, _training(task, number), untrained)
 
 
 def _training(task: DiffusionTask, most: int) -> Tensor:
@@ -166,8 +171,8 @@ def _provenance(task: DiffusionTask, notes: Sequence[str]) -> dict[str, Any]:
         "encoder_hash": space.encoder_hash,
         "decoder_hash": space.decoder_hash,
         "latents": {"rows_hash": space.rows_hash, "rows": space.rows, "shape": list(space.shape), "data": data},
-        "sampling": {"sampler": config.sampling.sampler, "steps": config.sampling.steps, "guidance": config.guidance},
-        "validation": f"velocity error on {len(task.validation_rows)} held-out rows at fixed times and noise",
+        "sampling": {**{key: value for key, value in asdict(config.sampling).items() if key != "evaluate"}, "guidance": config.guidance},
+        "validation": f"error of the {task.config.process.head} on {len(task.validation_rows)} held-out rows at fixed times and noise",
         "images_seen": task.steps.images,
         "seed": config.train.seed,
         "precision": task.accelerator.mixed_precision,
@@ -178,7 +183,6 @@ def _provenance(task: DiffusionTask, notes: Sequence[str]) -> dict[str, Any]:
 
 
 def _published(source: dict[str, Any]) -> dict[str, Any]:
-    """What the card says of images; it may be published: of what is neither the demo nor a hub name, the last part of the path alone."""
-    name = source["name"] if re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?( \(\w+\))?", source["name"]) else Path(source["name"]).name
-    # So have the arguments of a class of the user's own no place there; the name is its path.
-    return {key: value for key, value in source.items() if key != "own"} | {"name": name}
+    """What the card says of images; it may be published."""
+    # The arguments of a class of the user's own have no place there; the name is its path.
+    return {key: value for key, value in source.items() if key != "own"} | {"name": public_name(source["name"])}

@@ -22,21 +22,20 @@ from autoencoder.runtime import torchvision_operators
 from autoencoder.runtime.errors import TrainingError
 from autoencoder.runtime.files import partial, replace_text
 from diffusion import sampling
+from diffusion.config import ProcessConfig
 from diffusion.denoiser import NULL_CLASS, Denoiser, DiTTransformer2DModel
 from diffusion.fold import fold
+from diffusion.process import TIMESTEPS, build
+from diffusion.schedulers import build_scheduler
 from diffusion.space import LatentSpace
 
-from diffusers import DiTPipeline, DPMSolverMultistepScheduler  # isort: skip
+from diffusers import DiTPipeline  # isort: skip
 
 INDEX = "model_index.json"
+FLOW = ProcessConfig()
 GATE_STEPS = 8
 GATE_TOLERANCE = 1e-3
 """Largest difference of normalised latents between stock code and ours that passes; it is about 1e-5 where all is well."""
-
-
-def build_scheduler() -> DPMSolverMultistepScheduler:
-    """A stock scheduler that samples flows: DPM-Solver++ on flow sigmas. `DiTPipeline` with Euler's or FlowMatch's is wrong or raises."""
-    return DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, solver_order=2, final_sigmas_type="zero")
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,10 @@ class Parts:
     """Hashes of the unfolded autoencoder."""
     card: str
     """Text of the model card."""
+    process: ProcessConfig = FLOW
+    """What the network is trained for."""
+    time_shift: float = 1.0
+    """Of a flow's times when it is sampled."""
 
 
 def write_pipeline(parts: Parts, folder: Path) -> float:
@@ -68,7 +71,7 @@ def write_pipeline(parts: Parts, folder: Path) -> float:
     folded = fold(vae, space.mean, space.std)
     # diffusers would publish the path that it was loaded from.
     folded.register_to_config(_name_or_path="")
-    DiTPipeline(transformer=dit, vae=folded, scheduler=build_scheduler()).save_pretrained(beside)
+    DiTPipeline(transformer=dit, vae=folded, scheduler=build_scheduler(parts.process, parts.time_shift)).save_pretrained(beside)
     # What diffusers leaves out: the class names.
     index = json.loads((beside / INDEX).read_text())
     if space.labels is not None:
@@ -80,14 +83,21 @@ def write_pipeline(parts: Parts, folder: Path) -> float:
     for file in beside.glob("*/*.safetensors"):
         # safetensors makes files that nobody else may read.
         file.chmod((beside / "README.md").stat().st_mode)
-    difference = gate(beside, Denoiser(dit), vae, space)
+    difference = gate(beside, Denoiser(dit), vae, space, parts.process, parts.time_shift)
     shutil.rmtree(folder, ignore_errors=True)
     beside.rename(folder)
     return difference
 
 
 @torch.no_grad()
-def gate(folder: Path, denoiser: Denoiser, vae: AutoencoderKL, space: LatentSpace) -> float:
+def gate(
+    folder: Path,
+    denoiser: Denoiser,
+    vae: AutoencoderKL,
+    space: LatentSpace,
+    process: ProcessConfig = FLOW,
+    time_shift: float = 1.0,
+) -> float:
     """Sample the pipeline in a fresh process with stock diffusers alone, and compare with our own Euler on the unfolded autoencoder.
 
     Returns the largest absolute difference of the normalised latents. Raises TrainingError where stock code fails, or differs in
@@ -96,7 +106,7 @@ def gate(folder: Path, denoiser: Denoiser, vae: AutoencoderKL, space: LatentSpac
     labels = [0, space.classes - 1] if space.classes else [NULL_CLASS, NULL_CLASS]
     request = {"class_labels": labels, "guidance_scale": 2.0 if space.classes else 1.0, "steps": GATE_STEPS, "seed": 0}
     latents, images, table = sample_in_stock(folder, request)
-    own = sample_as_stock(denoiser, request, space.shape)
+    own = sample_as_stock(denoiser, request, space.shape, process, time_shift)
     own_images = (decode(vae, space.denormalize(own)) / 2 + 0.5).clamp(0, 1)
     difference, pixels = float((latents - own).abs().max()), float((images - own_images).abs().max())
     expected = {name.strip(): i for i, names in enumerate(space.labels or []) for name in names.split(",")}
@@ -110,6 +120,12 @@ def gate(folder: Path, denoiser: Denoiser, vae: AutoencoderKL, space: LatentSpac
 
 def sample_in_stock(folder: Path, request: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, int]]:
     """Latents (N, c, h, w), images in [0, 1] (N, C, H, W) and class ids by name, from `stock.py` in a process of its own."""
+    tensors, told = run_stock(folder, request)
+    return tensors["latents"], tensors["images"], told["labels"]
+
+
+def run_stock(folder: Path, request: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata from `stock.py` in a process of its own; TrainingError where it fails."""
     environment = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
     environment["CUDA_VISIBLE_DEVICES"] = ""
     with tempfile.TemporaryDirectory() as scratch:
@@ -122,17 +138,26 @@ def sample_in_stock(folder: Path, request: dict[str, Any]) -> tuple[Tensor, Tens
             reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
             raise TrainingError(f"{folder}: stock diffusers in a process of its own cannot load and sample it: {reason}")
         with safe_open(out, framework="pt") as file:
-            return file.get_tensor("latents"), file.get_tensor("images"), json.loads(file.metadata()["labels"])
+            tensors = {name: file.get_tensor(name) for name in ("latents", "images")}
+            return tensors, {name: json.loads(text) for name, text in file.metadata().items()}
 
 
 @torch.no_grad()
-def sample_as_stock(denoiser: Denoiser, request: dict[str, Any], shape: tuple[int, int, int]) -> Tensor:
+def sample_as_stock(
+    denoiser: Denoiser,
+    request: dict[str, Any],
+    shape: tuple[int, int, int],
+    process: ProcessConfig = FLOW,
+    time_shift: float = 1.0,
+) -> Tensor:
     """The same request by our Euler sampler: stock noise, and the scheduler's own grid, whose timesteps are whole numbers."""
-    scheduler = build_scheduler()
+    scheduler, ours = build_scheduler(process, time_shift), build(process)
     scheduler.set_timesteps(request["steps"])
-    grid = scheduler.sigmas.tolist()
-    whole = {sigma: float(timestep) / 1000 for sigma, timestep in zip(grid, scheduler.timesteps, strict=False)}
+    told = scheduler.timesteps.double() / TIMESTEPS
+    # A flow's noise levels lie between the timesteps that its network is told.
+    times = scheduler.sigmas[:-1].double() if process.name == "flow" else told
+    grid = [sampling.Level(float(t), *ours.path.scales(time)) for t, time in zip(told, times, strict=True)]
     labels = torch.tensor(request["class_labels"])
     start = torch.randn((len(labels), *shape), generator=torch.Generator().manual_seed(request["seed"]))
-    velocity = sampling.guided(denoiser, labels, request["guidance_scale"])
-    return sampling.euler(lambda x, sigma: velocity(x, whole[sigma]), start, grid)
+    output = sampling.guided(denoiser, labels, request["guidance_scale"])
+    return sampling.euler(sampling.estimates(ours, output), start, [*grid, sampling.CLEAN])

@@ -1,5 +1,6 @@
 """What names a pipeline: a finished run, a diffusers folder or a hub id. Torch-free."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 from autoencoder.runtime.errors import ConfigError
 
 INDEX = "model_index.json"
+FP32 = re.compile(r"diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors")
+"""Files with a network's weights in full precision: those of variants have a name more."""
 _WEIGHTS = ("diffusion_pytorch_model*.safetensors",)
 _NEEDED = {"transformer": ("config.json", _WEIGHTS), "vae": ("config.json", _WEIGHTS), "scheduler": ("scheduler_config.json", ())}
 
@@ -14,6 +17,15 @@ _NEEDED = {"transformer": ("config.json", _WEIGHTS), "vae": ("config.json", _WEI
 def pipeline_folder(path: str) -> Path | None:
     """The local folder with the pipeline's index, a run's `pipeline/` included; None for hub ids and where there is none."""
     return next((place for place in (Path(path) / "pipeline", Path(path)) if (place / INDEX).is_file()), None)
+
+
+def network_hash(folder: Path) -> str:
+    """SHA-256 over the network of a pipeline's folder, its configuration and fp32 weights, file by file."""
+    digest = hashlib.sha256()
+    for file in ("config.json", *sorted(file.name for file in (folder / "transformer").iterdir() if FP32.fullmatch(file.name))):
+        with (folder / "transformer" / file).open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
 
 
 def check_pipeline(path: str, key: str) -> None:

@@ -62,15 +62,17 @@ class Process:
 
     def denoised(self, noisy: Tensor, output: Tensor, t: Tensor) -> Tensor:
         """What a network's output at z_t says of the latents: E[z | z_t], (B, ...), where it is exact."""
-        alpha, sigma = self._scales(t, noisy)
-        p, q = self._head(alpha, sigma)
-        return (p * noisy - sigma * output) / (p * alpha + q * sigma)
+        return self.solve(noisy, output, *self._scales(t, noisy))[0]
 
     def noise(self, noisy: Tensor, output: Tensor, t: Tensor) -> Tensor:
         """What it says of the noise: E[noise | z_t], (B, ...)."""
-        alpha, sigma = self._scales(t, noisy)
+        return self.solve(noisy, output, *self._scales(t, noisy))[1]
+
+    def solve(self, noisy: Tensor, output: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents and noise by a network's output at z_t, at scales that broadcast: z_t = alpha z + sigma noise, output = p noise - q z."""
         p, q = self._head(alpha, sigma)
-        return (q * noisy + alpha * output) / (p * alpha + q * sigma)
+        unit = p * alpha + q * sigma
+        return (p * noisy - sigma * output) / unit, (q * noisy + alpha * output) / unit
 
     def output(self, noisy: Tensor, denoised: Tensor, t: Tensor) -> Tensor:
         """What a network with this head would have to give at z_t to say `denoised` of the latents: the inverse of `denoised`."""
@@ -112,7 +114,7 @@ def build(config: ProcessConfig) -> Process:
     """The process of a configuration."""
     if config.name == "flow":
         return flow()
-    return variance_preserving("epsilon" if config.prediction == "epsilon" else "v", alphas_cumprod(config.schedule))
+    return variance_preserving(config.head, alphas_cumprod(config.schedule))
 
 
 def flow() -> Process:

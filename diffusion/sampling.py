@@ -1,6 +1,7 @@
-"""Samplers of the flow: plain functions of a velocity, a start and a grid of times."""
+"""Samplers: plain functions of what is known of latents and noise at a level of noise, a start, and a grid of levels."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -9,52 +10,119 @@ from torch import Tensor, nn
 
 from autoencoder.runtime.rng import generator
 from diffusion.denoiser import NULL_CLASS
-from diffusion.process import TIMESTEPS
-
-Velocity = Callable[[Tensor, float], Tensor]
-"""(x, t) to dx/dt."""
+from diffusion.process import TIMESTEPS, Process
+from diffusion.schedulers import LEAST_LOG_SNR, integrate
 
 
-def times(steps: int) -> list[float]:
-    """steps + 1 times from 1 - 1/1000 down to 0, evenly: the grid of diffusers' flow schedulers."""
-    return [float(t) for t in np.linspace(1 - 1 / TIMESTEPS, 0, steps + 1)]
+@dataclass(frozen=True)
+class Level:
+    """A level of noise: x = alpha latents + sigma noise."""
+
+    t: float
+    """The time that the network is told."""
+    alpha: Tensor
+    """(), float64."""
+    sigma: Tensor
+    """(), float64."""
+    trained: bool = True
+    """Whether a network is trained there: where nothing is left of the noise, none of a variance-preserving process is."""
 
 
-def euler(velocity: Velocity, x: Tensor, grid: Sequence[float]) -> Tensor:
-    """x along dx/dt = velocity(x, t) from grid[0] to grid[-1], first order: one evaluation a step."""
+Output = Callable[[Tensor, float], Tensor]
+"""(x, t) to the network's output."""
+Estimate = Callable[[Tensor, Level], tuple[Tensor, Tensor]]
+"""(x, level) to what is expected of latents and noise there."""
+
+
+def shifted(t: np.ndarray, shift: float) -> np.ndarray:
+    """Times s t / (1 + (s - 1) t), which for s above 1 are noisier: a flow's log SNR is lower by 2 ln s (Esser et al. 2024, eq. 23)."""
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def levels(process: Process, steps: int, time_shift: float = 1.0) -> list[Level]:
+    """steps + 1 levels from noise down to latents without noise, evenly in t.
+
+    Flows: the grid of diffusers' flow schedulers, from t = 1 - 1/1000 to 0. Variance-preserving: from the table's last time (of the cosine
+    table from `LEAST_LOG_SNR`) to its first, where some noise is left, and none last.
+    """
+    if process.head == "velocity":
+        times = shifted(np.linspace(1 - 1 / TIMESTEPS, 0, steps + 1), time_shift)
+        return [_level(process, float(t)) for t in times]
+    first = float(process.path.time(torch.tensor(LEAST_LOG_SNR, dtype=torch.float64)))
+    return [*(_level(process, float(t)) for t in np.linspace(first, process.path.times[0], steps)), CLEAN]
+
+
+def _level(process: Process, t: float) -> Level:
+    return Level(t, *process.path.scales(torch.tensor(t, dtype=torch.float64)))
+
+
+CLEAN = Level(0.0, torch.tensor(1.0, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64), trained=False)
+"""The end of a variance-preserving sample."""
+
+
+def euler(estimate: Estimate, x: Tensor, grid: Sequence[Level]) -> Tensor:
+    """x' = alpha' latents + sigma' noise by what is expected of both: Euler's step of flows, DDIM's (Song et al. 2021, eq. 12) else.
+
+    First order; one evaluation a step.
+    """
     for now, then in pairwise(grid):
-        x = x + (then - now) * velocity(x, now)
+        latents, noise = estimate(x, now)
+        x = then.alpha * latents + then.sigma * noise
     return x
 
 
-def heun(velocity: Velocity, x: Tensor, grid: Sequence[float]) -> Tensor:
-    """The same by the trapezoidal rule on an Euler step, second order: two evaluations a step (Karras et al. 2022, alg. 1)."""
+def heun(estimate: Estimate, x: Tensor, grid: Sequence[Level]) -> Tensor:
+    """The same with means of what is expected before and after an Euler step, second order: two evaluations (Karras et al. 2022, alg. 1).
+
+    In x / (alpha + sigma) every process is a flow with t = sigma / (alpha + sigma), and the rule is the trapezoidal of its velocity,
+    noise - latents. Where no network is trained it ends with Euler's step.
+    """
     for now, then in pairwise(grid):
-        slope = velocity(x, now)
-        predicted = x + (then - now) * slope
-        x = x + (then - now) * 0.5 * (slope + velocity(predicted, then))
+        latents, noise = estimate(x, now)
+        predicted = then.alpha * latents + then.sigma * noise
+        if not then.trained:
+            x = predicted
+            continue
+        unit, next_unit = now.alpha + now.sigma, then.alpha + then.sigma
+        span = then.sigma / next_unit - now.sigma / unit
+        latents_then, noise_then = estimate(predicted, then)
+        velocity = 0.5 * (noise - latents + noise_then - latents_then)
+        x = next_unit * (x / unit + span * velocity)
     return x
 
 
 SAMPLERS = {"euler": euler, "heun": heun}
+"""Ours; `schedulers.integrate` runs diffusers' own."""
 
 
-def guided(denoiser: nn.Module, labels: Tensor, guidance: float) -> Velocity:
-    """The network's velocity for labels (B,) with classifier-free guidance: v_null + guidance (v_label - v_null) (Ho & Salimans 2022).
+def guided(denoiser: nn.Module, labels: Tensor, guidance: float, interval: tuple[float, float] = (0.0, 1.0)) -> Output:
+    """The network's output for labels (B,) with classifier-free guidance: o_null + guidance (o_label - o_null) (Ho & Salimans 2022).
 
-    At guidance 1, and where no label is a class, the network is evaluated once.
+    It is guided at times in `interval`, both ends included (Kynkäänniemi et al. 2024). At other times, at guidance 1, and where no label
+    is a class, the network is evaluated once.
     """
     plain = guidance == 1 or bool((labels == NULL_CLASS).all())
-    asked = labels if plain else torch.cat([labels, torch.full_like(labels, NULL_CLASS)])
+    both = torch.cat([labels, torch.full_like(labels, NULL_CLASS)])
 
-    def velocity(x: Tensor, t: float) -> Tensor:
+    def output(x: Tensor, t: float) -> Tensor:
+        alone = plain or not interval[0] <= t <= interval[1]
+        asked = labels if alone else both
         at = torch.full((len(asked),), t, dtype=x.dtype, device=x.device)
-        if plain:
+        if alone:
             return denoiser(x, at, asked).to(x.dtype)
         conditional, null = denoiser(torch.cat([x, x]), at, asked).to(x.dtype).chunk(2)
         return null + guidance * (conditional - null)
 
-    return velocity
+    return output
+
+
+def estimates(process: Process, output: Output) -> Estimate:
+    """What a network's output says of latents and noise."""
+
+    def estimate(x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        return process.solve(x, output(x, level.t), level.alpha, level.sigma)
+
+    return estimate
 
 
 def noise(seed: int, numbers: Sequence[int], shape: tuple[int, ...]) -> Tensor:
@@ -63,6 +131,20 @@ def noise(seed: int, numbers: Sequence[int], shape: tuple[int, ...]) -> Tensor:
 
 
 @torch.no_grad()
-def sample(denoiser: nn.Module, start: Tensor, labels: Tensor, *, sampler: str, steps: int, guidance: float) -> Tensor:
+def sample(
+    denoiser: nn.Module,
+    start: Tensor,
+    labels: Tensor,
+    *,
+    process: Process,
+    sampler: str,
+    steps: int,
+    guidance: float,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
+    time_shift: float = 1.0,
+) -> Tensor:
     """Latents (B, c, h, w), normalised as in training, from starts of the same shape and labels (B,)."""
-    return SAMPLERS[sampler](guided(denoiser, labels, guidance), start, times(steps))
+    output = guided(denoiser, labels, guidance, guidance_interval)
+    if sampler not in SAMPLERS:
+        return integrate(sampler, process, output, start, steps=steps, time_shift=time_shift)
+    return SAMPLERS[sampler](estimates(process, output), start, levels(process, steps, time_shift))

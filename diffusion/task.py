@@ -16,30 +16,33 @@ from autoencoder.report.pictures import plain_grid
 from autoencoder.runtime.alarms import AlarmNews
 from autoencoder.runtime.checkpoint import HasTensors
 from autoencoder.runtime.config import count
+from diffusion import times
 from diffusion.config import TrainDiffusionConfig
 from diffusion.data import LatentBatch, LatentLoader, TrainRows, ValidationRows
-from diffusion.denoiser import NULL_CLASS, Denoiser, edges
-from diffusion.evaluation import NoiseLevel, draw_samples, validation_loss
+from diffusion.denoiser import EDGES, NULL_CLASS, Denoiser
+from diffusion.evaluation import NoiseLevel, draw_samples, mean_loss, validation_loss
 from diffusion.process import build
 from diffusion.space import LatentSpace
 
 
 @dataclass
-class FlowTerms:
+class ProcessTerms:
     """Per-image loss of a microbatch, (B,)."""
 
     loss: Tensor
+    head: str
+    """What the network gives, whose error is the one term."""
     named: dict[str, Tensor] = field(default_factory=dict)
     statistics: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def parts(self) -> dict[str, Tensor]:
         """The one term."""
-        return {"velocity": self.loss}
+        return {self.head: self.loss}
 
 
 class DiffusionTask:
-    """Latents to the flow-matching loss; validation at fixed times and noise, with a grid of samples."""
+    """Latents to the weighted error of the network's output; validation at fixed times and noise, with a grid of samples."""
 
     moving: tuple[str, ...] = ()
 
@@ -59,7 +62,7 @@ class DiffusionTask:
         self.config, self.module, self.space, self.train_rows, self.validation_rows = config, module, space, train, validation
         self.accelerator, self.folder, self.notes, self.preview = accelerator, folder, list(notes), preview or Preview()
         self.vae = vae.to(accelerator.device).eval().requires_grad_(False)
-        self.edges = edges(module.dit)
+        self.edges = EDGES
         self.process = build(config.process)
         self.steps = Steps(
             images=count(config.train.images, "train.images"),
@@ -73,9 +76,12 @@ class DiffusionTask:
         pin_memory = self.accelerator.device.type == "cuda"
         return LatentLoader(self.train_rows, self.steps, first_step=first_step, workers=self.config.data.workers, pin_memory=pin_memory)
 
-    def losses(self, module: nn.Module, batch: LatentBatch, images: int, *, probe: bool = False) -> FlowTerms:
+    def losses(self, module: nn.Module, batch: LatentBatch, images: int, *, probe: bool = False) -> ProcessTerms:
         predicted = module(self.process.noisy(batch.latents, batch.noise, batch.t), batch.t, batch.labels)
-        return FlowTerms(self.process.squared_error(predicted, batch.latents, batch.noise, batch.t))
+        error = self.process.squared_error(predicted, batch.latents, batch.noise, batch.t)
+        if self.config.process.weight == "unit":
+            return ProcessTerms(error, self.process.head)
+        return ProcessTerms(times.weight(self.config.process, batch.t) * error, self.process.head, {"squared_error": error.detach()})
 
     def standing(self, step: int, images: int) -> Sequence[nn.Parameter]:
         return ()
@@ -104,7 +110,10 @@ class DiffusionTask:
     def measure(self, module: Denoiser) -> dict[str, float]:
         module.eval()
         levels = self.noise_levels(module)
-        return {"loss": sum(level.loss for level in levels) / len(levels)}
+        found = {"loss": mean_loss(levels)}
+        if self.config.process.weight != "unit":
+            found["squared_error"] = sum(level.loss for level in levels) / len(levels)
+        return found
 
     def held_out_loss(self, scalars: dict[str, float], images: int) -> float:
         return scalars["loss"]
@@ -124,11 +133,11 @@ class DiffusionTask:
         """Labels (N,) of the first samples: the classes in turn."""
         return torch.arange(number) % self.space.classes if self.space.classes else torch.full((number,), NULL_CLASS)
 
-    def samples(self, module: Denoiser, labels: Tensor, guidance: float) -> Tensor:
+    def samples(self, module: nn.Module, labels: Tensor, guidance: float) -> Tensor:
         """Samples number 0 to N - 1 of the averaged weights, normalised latents (N, c, h, w)."""
         return draw_samples(
-            module, labels, self.config.sampling, seed=self.config.train.seed, shape=self.space.shape, guidance=guidance,
-            batch_size=self.batch_size,
+            module, labels, self.config.sampling, process=self.process, seed=self.config.train.seed, shape=self.space.shape,
+            guidance=guidance, batch_size=self.batch_size,
         )  # fmt: skip
 
     def _draw(self, module: Denoiser, step: int) -> None:

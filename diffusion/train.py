@@ -6,9 +6,33 @@ from autoencoder.latents.check import check_latents
 from autoencoder.model_path import check_model
 from autoencoder.runtime import cli
 from autoencoder.runtime.errors import ConfigError
-from autoencoder.runtime.idle import AVERAGE, OPTIMIZER
+from autoencoder.runtime.idle import AVERAGE, OPTIMIZER, Idle
 from autoencoder.runtime.training_command import start
 from diffusion.config import TrainDiffusionConfig
+
+IDLE = (
+    OPTIMIZER,
+    AVERAGE,
+    Idle(
+        "process.name",
+        lambda name: name != "vp",
+        ("process.schedule",),
+        "process.name is {value}, which has no table. Give process.name=vp with it, or leave it out",
+    ),
+    Idle(
+        "process.times",
+        lambda drawn: drawn != "logit_normal",
+        ("process.t_mean", "process.t_std"),
+        "process.times is {value}. Give process.times=logit_normal, or leave it out",
+    ),
+    Idle(
+        "process.weight",
+        lambda weight: weight != "min_snr",
+        ("process.min_snr_gamma",),
+        "process.weight is {value}. Give process.weight=min_snr with it, or leave it out",
+    ),
+)
+"""What has no effect beside what."""
 
 
 def check(config: TrainDiffusionConfig) -> None:
@@ -34,7 +58,7 @@ def _train(argv: list[str] | None) -> int:
         prog="firststage train_diffusion",
         description="Train a latent diffusion model.",
         stage="diffusion",
-        idle=(OPTIMIZER, AVERAGE),
+        idle=IDLE,
     )
     check(config)
     return start(config, "diffusion.training")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -18,10 +19,10 @@ from autoencoder.pretrained import open_pretrained
 from autoencoder.preview import Preview
 from autoencoder.runtime import launch
 from autoencoder.runtime.config import ANEW, count
-from autoencoder.runtime.errors import ConfigError, UsageError
+from autoencoder.runtime.errors import ConfigError, UsageError, first_line
 from autoencoder.runtime.run_folder import RunFolder
-from diffusion import data, denoiser, space
-from diffusion.config import TrainDiffusionConfig
+from diffusion import data, denoiser, space, times
+from diffusion.config import ProcessConfig, TrainDiffusionConfig
 from diffusion.denoiser import Denoiser
 from diffusion.finish import finish
 from diffusion.space import LatentSpace
@@ -34,10 +35,10 @@ PREFLIGHT_SAMPLES = 8
 def build_module(config: TrainDiffusionConfig, shape: tuple[int, int, int]) -> Denoiser:
     """The network with its starting values, the same in every process."""
     torch.manual_seed(config.train.seed)
-    dit = denoiser.build(config.denoiser, shape)
+    module = denoiser.build(config.denoiser, shape)
     if config.train.gradient_checkpointing:
-        dit.enable_gradient_checkpointing()
-    return Denoiser(dit)
+        module.dit.enable_gradient_checkpointing()
+    return module
 
 
 def train(config: TrainDiffusionConfig, run: RunFolder | None, *, trainer_options: dict[str, Any] | None = None) -> int:
@@ -53,15 +54,15 @@ def train(config: TrainDiffusionConfig, run: RunFolder | None, *, trainer_option
         module = build_module(config, frozen.shape)
         notes += more
         if starts and config.init_from is not None:
-            notes += load_weights(module, config.init_from, frozen, allow=config.allow_vae_mismatch)
+            notes += load_weights(module, config.init_from, frozen, config.process, allow=config.allow_vae_mismatch)
             accelerator.print(f"init_from: {config.init_from} gives weights; {ANEW}")
+        introduction = _introduction(config, latents, frozen, len(rows), len(held_out))
         for note in notes:
             accelerator.print(note)
         if starts and accelerator.is_main_process:
             frozen.save(folder)
         training, validation = data.TrainRows(latents, rows, frozen, config), data.ValidationRows(latents, held_out, frozen, config)
         task = DiffusionTask(config, module, frozen, training, validation, vae, accelerator, folder, notes, Preview.from_json(recipe))
-        introduction = _introduction(config, latents, frozen, len(rows), len(held_out))
         return launch.Stage(task, introduction, lambda module, chosen: finish(task, module, recipe, found, task.notes, chosen))
 
     return launch.launch(config, run, build, trainer_options=trainer_options)
@@ -83,11 +84,11 @@ def _open_vae(config: TrainDiffusionConfig, frozen: LatentSpace) -> tuple[Autoen
     return vae, recipe, found, check_identity(frozen.identity, found, key=key, what="the latents", allow=config.allow_vae_mismatch)
 
 
-def load_weights(module: Denoiser, path: str, frozen: LatentSpace, *, allow: bool) -> list[str]:
+def load_weights(module: Denoiser, path: str, frozen: LatentSpace, process: ProcessConfig, *, allow: bool) -> list[str]:
     """Weights from another diffusion run, its newest checkpoint, or a checkpoint (the moving average in use where there is one); notes.
 
     Raises:
-        UsageError: nothing there, weights of another shape, or (unless `allow`) a run on latents of another encoder.
+        UsageError: nothing there, weights of another shape, of another path or head, or (unless `allow`) of latents of another encoder.
     """
     given = Path(path)
     checkpoints = sorted(marker.parent for marker in given.glob("checkpoints/step-*/complete"))
@@ -100,6 +101,10 @@ def load_weights(module: Denoiser, path: str, frozen: LatentSpace, *, allow: boo
         raise ConfigError("init_from", path, f"no {origin / space.FILE}, so no diffusion run; give one, or one of its checkpoints/step-*")
     other = space.load(origin)
     notes = check_identity(other.identity, frozen.identity, key="init_from", what=path, allow=allow, other="these latents")
+    meaning = _meaning(origin, path)
+    if meaning != process.meaning:
+        remedy = f"its network gives something else ({meaning}) than this run's ({process.meaning}); give the same process.name, "
+        raise ConfigError("init_from", path, remedy + "process.prediction and process.schedule, or another run")
     try:
         state, own = load_file(file), module.state_dict()
     except SafetensorError as error:
@@ -116,6 +121,16 @@ def load_weights(module: Denoiser, path: str, frozen: LatentSpace, *, allow: boo
     return notes
 
 
+def _meaning(origin: Path, path: str) -> str:
+    """What the outputs of a run's network mean; ConfigError where its configuration cannot be read."""
+    try:
+        told = yaml.safe_load((origin / "config.yaml").read_text(encoding="utf-8"))["process"]
+        return ProcessConfig(**{key: told[key] for key in ("name", "prediction", "schedule")}).meaning
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+        remedy = f"{origin / 'config.yaml'} does not tell its process ({first_line(error)}); give another run"
+        raise ConfigError("init_from", path, remedy) from error
+
+
 def _introduction(config: TrainDiffusionConfig, latents: Latents, frozen: LatentSpace, rows: int, held_out: int) -> str:
     channels, height, width = frozen.shape
     epochs = count(config.train.images, "train.images") / rows
@@ -123,7 +138,7 @@ def _introduction(config: TrainDiffusionConfig, latents: Latents, frozen: Latent
     return (
         f"latents: {rows:,} training rows of {channels} x {height} x {width} from {latents.folder}, {held_out:,} held out; {classes}; "
         f"{epochs:.1f} epochs\n"
-        f"process: flow matching, logit(t) normal with mean {config.process.t_mean:g} and standard deviation {config.process.t_std:g}"
+        f"process: {config.process.meaning}; {times.described(config.process)}"
     )
 
 

@@ -1,5 +1,9 @@
 """Tiny pipelines whose networks give something."""
 
+import runpy
+import subprocess
+import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,7 @@ from autoencoder.config import ModelConfig
 from autoencoder.identity import identity
 from autoencoder.model import AutoencoderKL, build
 from diffusion import denoiser, pipeline
-from diffusion.config import DenoiserConfig
+from diffusion.config import DenoiserConfig, ProcessConfig
 from diffusion.pipeline import Parts
 from diffusion.space import LatentSpace
 
@@ -22,7 +26,15 @@ SIDE = 16
 """Pixels of an image's side; latents have half."""
 
 
-def parts(classes: list[str] | None = CLASSES, *, channels: int = 3, quant_conv: bool = True, vae_from: Path | None = None) -> Parts:
+def parts(
+    classes: list[str] | None = CLASSES,
+    *,
+    channels: int = 3,
+    quant_conv: bool = True,
+    vae_from: Path | None = None,
+    process: ProcessConfig = pipeline.FLOW,
+    time_shift: float = 1.0,
+) -> Parts:
     """Everything a pipeline is made of, with random weights; `vae_from` saves the autoencoder there and loads it again."""
     torch.manual_seed(0)
     vae = build(
@@ -34,7 +46,7 @@ def parts(classes: list[str] | None = CLASSES, *, channels: int = 3, quant_conv:
     if vae_from is not None:
         vae.save_pretrained(vae_from)
         vae = AutoencoderKL.from_pretrained(vae_from)
-    dit = denoiser.build(DenoiserConfig(preset="tiny", layers=2, heads=2, head_dim=16), (4, SIDE // 2, SIDE // 2))
+    dit = denoiser.stock(denoiser.build(DenoiserConfig(preset="tiny", layers=2, heads=2, head_dim=16), (4, SIDE // 2, SIDE // 2)))
     perturb(dit)
     hashes = identity(vae, RECIPE)
     space = LatentSpace(
@@ -48,7 +60,7 @@ def parts(classes: list[str] | None = CLASSES, *, channels: int = 3, quant_conv:
         labels=classes,
     )
     recipe = {"pixels": {**RECIPE, "channels": channels}, "encoder_hash": hashes.encoder_hash}
-    return Parts(dit, vae.eval(), space, recipe, hashes, "# Card\n")
+    return Parts(dit, vae.eval(), space, recipe, hashes, "# Card\n", process, time_shift)
 
 
 @torch.no_grad()
@@ -64,3 +76,19 @@ def write_ungated(made: Parts, folder: Path) -> Path:
         patch.setattr(pipeline, "gate", lambda *arguments: 0.0)
         pipeline.write_pipeline(made, folder)
     return folder
+
+
+def stock_in_this_process(patch: pytest.MonkeyPatch) -> None:
+    """Have stock code run here: a fresh process takes seconds."""
+
+    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        script, ours = command[2], {name: sys.modules[name] for name in ("autoencoder", "diffusion")}
+        try:
+            runpy.run_path(script)["main"](*command[3:])
+        except Exception:
+            return subprocess.CompletedProcess(command, 1, "", traceback.format_exc())
+        finally:
+            sys.modules.update(ours)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    patch.setattr(pipeline.subprocess, "run", run)

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -51,7 +52,7 @@ def test_a_written_index_opens_the_same_source_wherever_the_folder_lies(tmp_path
 def test_with_an_index_nothing_is_looked_through(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tree(tmp_path / "photos", *NAMES)
     index = written(opened(tmp_path / "photos"), tmp_path / "index.arrow")
-    write_tree(tmp_path / "photos", "ape/0.png", *NAMES)
+    write_tree(tmp_path / "photos", "ape/0.png")
 
     def scan(root: str) -> None:
         raise AssertionError(f"looked through {root}")
@@ -86,7 +87,7 @@ def test_an_index_of_other_settings_or_of_another_version_or_none_is_refused(
     with pytest.raises(UsageError, match=r"half.arrow cannot be read as an index"):
         opened(tmp_path / "photos", tmp_path / "half.arrow")
     monkeypatch.setattr(table, "VERSION", 7)
-    with pytest.raises(UsageError, match=r"is an index of version 1, this is for version 7"):
+    with pytest.raises(UsageError, match=r"is an index of version 2, this is for version 7"):
         opened(tmp_path / "photos", index)
 
 
@@ -104,6 +105,26 @@ def test_a_file_that_is_not_the_one_indexed_is_no_bad_image(tmp_path: pathlib.Pa
         source.read(1)
     with pytest.raises(UsageError, match=r"c.png has changed since it was indexed: it is gone"):
         Subset(source, pa.array([2]).to_numpy()).read(0)
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_file_replaced_by_one_of_its_size_is_named_and_a_copy_that_keeps_times_is_not(tmp_path: pathlib.Path, loaded: bool) -> None:
+    write_tree(tmp_path / "photos", "a.png", "b.png", "c.png")
+    for number, name in enumerate("abc"):
+        os.utime(tmp_path / "photos" / f"{name}.png", ns=(0, 1_700_000_000_123_456_789 + number))
+    index = written(opened(tmp_path / "photos"), tmp_path / "index.arrow")
+    copy = tmp_path / "copy"
+    shutil.copytree(tmp_path / "photos", copy)
+    # As an archive of whole seconds would unpack it.
+    os.utime(copy / "c.png", ns=(0, 1_700_000_000_000_000_000))
+    source = opened(copy, index if loaded else None)
+    assert [source.read(k).id for k in range(3)] == ["a.png", "b.png", "c.png"]
+    content = bytearray((copy / "b.png").read_bytes())
+    content[-20] ^= 1
+    (copy / "b.png").write_bytes(content)
+    assert source.read(0).id == "a.png"
+    with pytest.raises(UsageError, match=r"b.png has changed .*: it was modified at 20.*, when it was indexed at 2023-11-1"):
+        source.read(1)
 
 
 def test_links_are_followed_and_one_that_leads_nowhere_is_a_bad_image(tmp_path: pathlib.Path) -> None:

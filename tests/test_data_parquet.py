@@ -1,5 +1,6 @@
 """Parquet: row groups read where they lie, a few of them kept, and the order that training reads them in."""
 
+import os
 import pathlib
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from autoencoder.data.loader import TrainLoader
 from autoencoder.data.parquet import ParquetSource
 from autoencoder.data.sources import BadImage, Indexed, Source, WithColumns, blocks_of, open_images, open_train_and_validation
 from autoencoder.runtime.errors import ConfigError, UsageError
-from tests.source_files import FILES, PIXELS, write_parquet
+from tests.source_files import FILES, PIXELS, table, write_parquet
 
 
 def opened(folder: pathlib.Path, index: pathlib.Path | None = None, **settings: str) -> Source:
@@ -120,6 +121,14 @@ def test_files_that_do_not_belong_together_are_refused(photos: pathlib.Path) -> 
         opened(photos)
 
 
+def test_columns_of_one_name_are_refused(tmp_path: pathlib.Path) -> None:
+    whole = table(range(3), label=[0, 1, 2])
+    # Neither the image nor the label: it would be carried along by its name.
+    pq.write_table(whole.append_column("number", whole["number"]), tmp_path / "0.parquet")
+    with pytest.raises(ConfigError, match=r"data.source: got '.*0.parquet'; has several columns called 'number'; write it anew"):
+        opened(tmp_path)
+
+
 def test_files_without_rows_are_refused_and_empty_row_groups_left_out(photos: pathlib.Path, tmp_path: pathlib.Path) -> None:
     pq.write_table(pq.read_table(photos / "a.parquet").slice(0, 0), photos / "aa.parquet")
     assert len(opened(photos)) == 40
@@ -138,6 +147,9 @@ def test_a_file_that_changed_since_it_was_indexed_is_refused(photos: pathlib.Pat
         source.read(12)
     with pytest.raises(UsageError, match=r"c.parquet has changed since it was indexed: it is gone"):
         source.read(30)
+    os.utime(photos / "a.parquet", ns=(0, 1))
+    with pytest.raises(UsageError, match=r"a.parquet has changed since it was indexed: it was modified at 1970-01-01"):
+        source.read(5)
 
 
 def test_kept_row_groups_are_bounded_and_read_once(photos: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

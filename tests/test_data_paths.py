@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -59,6 +60,28 @@ def test_images_are_found_in_the_order_of_their_names(tmp_path: pathlib.Path) ->
     for name in ("b/2.png", "b/10.JPEG", "a.webp", "B/1.tif", "b/.1.png", ".cache/x.png", "b/readme.md", "b/c/3.png"):
         touch(tmp_path / name)
     assert list(walk_images(str(tmp_path))) == ["a.webp", "B/1.tif", "b/10.JPEG", "b/2.png", "b/c/3.png"]
+
+
+def test_pipes_and_sockets_named_like_images_are_passed_over_with_one_line(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    os.mkfifo(photos / "pipe.png")
+    with pytest.raises(ConfigError, match="the folder holds no images"):
+        check_source(str(photos))
+    assert (list(walk_images(str(photos))), capsys.readouterr().err.count("\n")) == ([], 1)
+    touch(photos / "b" / "1.png")
+    (photos / "to-a-pipe.png").symlink_to("pipe.png")
+    (photos / "to-an-image.png").symlink_to("b/1.png")
+    # The path of a socket is to be short.
+    monkeypatch.chdir(photos / "b")
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind("2.jpg")
+        check_source(str(photos))
+        assert list(walk_images(str(photos))) == ["to-an-image.png", os.path.join("b", "1.png")]
+    said = f"note: {photos}: 3 files are pipes, sockets or devices and are passed over, though named like an image\n"
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 
 from autoencoder.config import DataConfig
 from autoencoder.data.index import members, samples
-from autoencoder.data.index.opening import Listed
+from autoencoder.data.index.listed import Listed
 from autoencoder.data.sources import BadImage, Indexed, Source, WithColumns, open_images
 from autoencoder.data.tars import TarSource
 from autoencoder.runtime.errors import ConfigError, UsageError
@@ -227,6 +227,11 @@ def test_a_tar_that_changed_since_it_was_indexed_is_refused(tmp_path: pathlib.Pa
     (tmp_path / "x.tar").unlink()
     with pytest.raises(UsageError, match="it is gone"):
         pickle.loads(pickle.dumps(other)).read(0)
+    (tmp_path / "x.tar").write_bytes(tar(samples_of(0, 3)))
+    third = opened(tmp_path)
+    os.utime(tmp_path / "x.tar", ns=(0, 1))
+    with pytest.raises(UsageError, match="it was modified at 1970-01-01"):
+        third.read(1)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The network's traps: where it starts, what its blocks do with labels, how large it is, what stock diffusers makes of its folder."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from autoencoder.runtime.errors import ConfigError
 from diffusion.config import DenoiserConfig
-from diffusion.denoiser import NULL_CLASS, Denoiser, build, edges, null_labels
+from diffusion.denoiser import EDGES, NULL_CLASS, Denoiser, build, null_labels, stock
 
 from diffusers import DiTTransformer2DModel  # isort: skip  (after ours: denoiser.py)
 
@@ -19,11 +20,11 @@ SHAPE = (3, 4, 4)
 def perturbed(config: DenoiserConfig = TINY, shape: tuple[int, int, int] = SHAPE) -> Denoiser:
     """A network whose weights are away from their start, so that everything in it has an effect."""
     torch.manual_seed(0)
-    dit = build(config, shape)
+    network = build(config, shape)
     with torch.no_grad():
-        for parameter in dit.parameters():
+        for parameter in network.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    return Denoiser(dit)
+    return network
 
 
 def inputs(count: int = 6, shape: tuple[int, int, int] = SHAPE) -> tuple[Tensor, Tensor, Tensor]:
@@ -35,14 +36,13 @@ def inputs(count: int = 6, shape: tuple[int, int, int] = SHAPE) -> tuple[Tensor,
 @pytest.mark.parametrize("training", [True, False])
 def test_an_untrained_network_gives_exactly_nothing(training: bool) -> None:
     noisy, t, labels = inputs()
-    network = Denoiser(build(TINY, SHAPE)).train(training)
-    velocity = network(100 * noisy, t, labels)
-    assert velocity.shape == noisy.shape
-    assert torch.count_nonzero(velocity) == 0
+    output = build(TINY, SHAPE).train(training)(100 * noisy, t, labels)
+    assert output.shape == noisy.shape
+    assert torch.count_nonzero(output) == 0
 
 
 def test_untrained_blocks_are_the_identity() -> None:
-    dit = build(TINY, SHAPE)
+    dit = stock(build(TINY, SHAPE))
     hidden = torch.randn(2, 4, 16, generator=torch.Generator().manual_seed(2))
     for block in dit.transformer_blocks:
         out = block(hidden, timestep=torch.tensor([10.0, 900.0]), class_labels=torch.tensor([3, NULL_CLASS]))
@@ -51,7 +51,7 @@ def test_untrained_blocks_are_the_identity() -> None:
 
 def test_nothing_that_starts_at_zero_stays_there() -> None:
     # Zero gates and outputs may hold gradients back from what is behind them, yet only until the first step.
-    network = Denoiser(build(TINY, SHAPE))
+    network = build(TINY, SHAPE)
     noisy, t, labels = inputs()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
     for _ in range(3):
@@ -63,9 +63,9 @@ def test_nothing_that_starts_at_zero_stays_there() -> None:
     assert [name for name in still if "to_k.bias" not in name] == []
 
 
-def test_labels_are_not_dropped_inside_the_blocks() -> None:
+def test_labels_are_not_dropped_inside_the_network() -> None:
     network = perturbed().train()
-    assert [block.norm1.emb.class_embedder.dropout_prob for block in network.dit.transformer_blocks] == [0.0, 0.0]
+    assert [block.norm1.emb.class_embedder.dropout_prob for block in stock(network).transformer_blocks] == [0.0, 0.0]
     noisy, t, _ = inputs(1)
     # At the share of 0.1 that diffusers' blocks drop, 200 labels would all be kept once in a billion.
     many, labels = noisy.expand(200, *SHAPE), torch.full((200,), 5)
@@ -90,13 +90,13 @@ def test_times_are_counted_as_diffusers_schedulers_do() -> None:
     network = perturbed().eval()
     noisy, _, labels = inputs()
     with torch.no_grad():
-        stock = network.dit(noisy, timestep=torch.full((6,), 874), class_labels=labels).sample
-        torch.testing.assert_close(network(noisy, torch.full((6,), 0.874), labels), stock, rtol=1e-4, atol=1e-5)
+        theirs = stock(network)(noisy, timestep=torch.full((6,), 874), class_labels=labels).sample
+        torch.testing.assert_close(network(noisy, torch.full((6,), 0.874), labels), theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_the_null_class_is_number_1000_and_the_outputs_channels_are_set() -> None:
     for preset in ("tiny", "S"):
-        dit = build(DenoiserConfig(preset=preset, layers=1), (4, 8, 8))
+        dit = stock(build(DenoiserConfig(preset=preset, layers=1), (4, 8, 8)))
         assert dit.config["num_embeds_ada_norm"] == 1000
         assert {b.norm1.emb.class_embedder.embedding_table.num_embeddings for b in dit.transformer_blocks} == {1001}
         assert dit.config["out_channels"] == dit.config["in_channels"] == 4
@@ -112,19 +112,19 @@ def published(width: int, depth: int, *, patch: int, channels: int, out_channels
     return patches + embedder + depth * (attention + feed_forward + modulation) + final
 
 
-@pytest.mark.parametrize(("preset", "width", "millions"), [("S", 384, 33), ("B", 768, 130)])
-def test_s_and_b_have_the_published_parameters(preset: str, width: int, millions: int) -> None:
+@pytest.mark.parametrize(
+    ("preset", "width", "depth", "millions"), [("S", 384, 12, 33), ("B", 768, 12, 130), ("L", 1024, 24, 458), ("XL", 1152, 28, 675)]
+)
+def test_the_presets_have_the_published_parameters(preset: str, width: int, depth: int, millions: int) -> None:
     # Table 1, for patches of 2 on 32 x 32 x 4 latents; the paper's network also predicts a variance, hence 8 channels out.
-    assert round(published(width, 12, patch=2, channels=4, out_channels=8) / 1e6) == millions
+    assert round(published(width, depth, patch=2, channels=4, out_channels=8) / 1e6) == millions
     with torch.device("meta"):
-        dit = build(DenoiserConfig(preset=preset), (4, 32, 32))  # type: ignore[arg-type]
-    # Each of diffusers' blocks has an embedder of its own.
-    extra = 11 * sum(p.numel() for p in dit.transformer_blocks[0].norm1.emb.parameters())
-    assert sum(p.numel() for p in dit.parameters()) - extra == published(width, 12, patch=2, channels=4, out_channels=4)
+        network = build(DenoiserConfig(preset=preset), (4, 32, 32))  # type: ignore[arg-type]
+    assert sum(p.numel() for p in network.parameters()) == published(width, depth, patch=2, channels=4, out_channels=4)
 
 
 def test_overrides_replace_the_presets_widths() -> None:
-    dit = build(DenoiserConfig(preset="S", layers=3, head_dim=32), (4, 8, 8))
+    dit = build(DenoiserConfig(preset="S", layers=3, head_dim=32), (4, 8, 8)).dit
     assert (len(dit.transformer_blocks), dit.config["num_attention_heads"], dit.config["attention_head_dim"]) == (3, 6, 32)
 
 
@@ -138,28 +138,86 @@ def test_latents_that_the_stock_pipeline_cannot_sample_are_refused() -> None:
 
 
 def test_edges_are_all_but_the_blocks_matrices() -> None:
-    network = perturbed()
-    prefixes = edges(network.dit)
-    names = [name for name, _ in network.named_parameters()]
-    assert all(any(name.startswith(prefix) for name in names) for prefix in prefixes)
-    inner = {name.split(".", 3)[3].rsplit(".", 1)[0] for name in names if not name.startswith(prefixes)}
+    names = [name for name, _ in perturbed().named_parameters()]
+    assert all(any(name.startswith(prefix) for name in names) for prefix in EDGES)
+    inner = {name.split(".", 3)[3].rsplit(".", 1)[0] for name in names if not name.startswith(EDGES)}
     assert inner == {"norm1.linear", "attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "ff.net.0.proj", "ff.net.2"}
 
 
 @torch.no_grad()
-def test_stock_diffusers_loads_the_network_alike(tmp_path: Path) -> None:
+def test_stock_diffusers_loads_a_copy_that_gives_the_same(tmp_path: Path) -> None:
     network = perturbed().eval()
     noisy, t, labels = inputs()
-    network.dit.save_pretrained(tmp_path)
-    stock = DiTTransformer2DModel.from_pretrained(tmp_path).eval()
+    stock(network).save_pretrained(tmp_path)
+    theirs = DiTTransformer2DModel.from_pretrained(tmp_path).eval()
+    with torch.device("meta"):
+        plain = DiTTransformer2DModel(**{key: theirs.config[key] for key in theirs.config if not key.startswith("_")})
+    assert theirs.state_dict().keys() == plain.state_dict().keys()
     own = network(noisy, t, labels)
-    assert torch.equal(stock(noisy, timestep=t * 1000, class_labels=labels).sample, own)
-    assert stock.state_dict().keys() == network.dit.state_dict().keys()
+    assert float(own.abs().max()) > 0.1
+    torch.testing.assert_close(theirs(noisy, timestep=t * 1000, class_labels=labels).sample, own, rtol=1e-6, atol=1e-6)
+    # The wrapper takes either: a network of our own, and a stock one, whose blocks may differ in their embedders.
+    assert torch.equal(Denoiser(theirs)(noisy, t, labels), theirs(noisy, timestep=t * 1000, class_labels=labels).sample)
+    for parameter in theirs.transformer_blocks[1].norm1.emb.parameters():
+        parameter.zero_()
+    assert float((Denoiser(theirs)(noisy, t, labels) - own).abs().max()) > 1e-3
+
+
+@torch.no_grad()
+def test_a_copy_shares_nothing_with_the_network_nor_its_blocks_with_one_another() -> None:
+    network = perturbed()
+    copied = stock(network)
+    mine = {p.data_ptr() for p in network.parameters()}
+    theirs = [p.data_ptr() for p in copied.parameters()]
+    assert mine.isdisjoint(theirs)
+    assert len(theirs) == len(set(theirs))
+
+
+def test_gradients_are_those_of_the_stock_network_its_embedders_summed_over_blocks() -> None:
+    network = perturbed()
+    copied, (noisy, t, labels) = stock(network), inputs()
+    (network(noisy, t, labels) - noisy).square().mean().backward()
+    (copied(noisy, timestep=t * 1000, class_labels=labels).sample - noisy).square().mean().backward()
+    theirs = dict(copied.named_parameters())
+    for name, parameter in network.named_parameters():
+        part, rest = name.split(".", 1)
+        found = [theirs[rest]] if part == "dit" else [theirs[f"transformer_blocks.{block}.norm1.emb.{rest}"] for block in (0, 1)]
+        expected = sum(p.grad for p in found if p.grad is not None)
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-4, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("way", ["checkpointed", "compiled"])
+def test_recomputed_activations_and_compiled_graphs_have_the_same_gradients(way: str) -> None:
+    network = perturbed().train()
+    other: torch.nn.Module = copy.deepcopy(network)
+    inner, (noisy, t, labels) = other, inputs()
+    calls: list[int] = []
+    if way == "checkpointed":
+        inner.dit.enable_gradient_checkpointing()
+        inner.dit.transformer_blocks[0].register_forward_pre_hook(lambda *_: calls.append(0))
+    else:
+        # The frontend's graph, run as it is: what a back end makes of it is not ours.
+        other = torch.compile(other, backend=lambda graph, _: calls.append(0) or graph.forward)
+    for module in (network, other):
+        (module(noisy, t, labels) - noisy).square().mean().backward()
+    assert len(calls) == {"checkpointed": 2, "compiled": 1}[way]
+    for (name, one), two in zip(network.named_parameters(), inner.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, two.grad, rtol=1e-5, atol=1e-7, msg=lambda m, name=name: f"{name}: {m}")
 
 
 def test_queries_keys_and_values_start_as_the_published_one_matrix() -> None:
     width = TINY.shape()["heads"] * TINY.shape()["head_dim"]
     fused = (6 / (width + 3 * width)) ** 0.5
-    for block in build(TINY, SHAPE).transformer_blocks:
+    for block in build(TINY, SHAPE).dit.transformer_blocks:
         for layer in (block.attn1.to_q, block.attn1.to_k, block.attn1.to_v):
             assert 0.95 * fused < float(layer.weight.detach().abs().max()) <= fused
+
+
+def test_the_embedder_starts_as_published() -> None:
+    # Peebles & Xie's code: normal of 0.02 for the label table and both layers of the time's embedder, whose biases are 0.
+    embedder = build(DenoiserConfig(preset="tiny"), SHAPE).embedder
+    assert embedder is not None
+    time = embedder.timestep_embedder
+    for weight in (embedder.class_embedder.embedding_table.weight, time.linear_1.weight, time.linear_2.weight):
+        assert float(weight.detach().std()) == pytest.approx(0.02, rel=0.02)
+    assert torch.count_nonzero(time.linear_1.bias) == torch.count_nonzero(time.linear_2.bias) == 0

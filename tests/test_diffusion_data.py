@@ -14,7 +14,7 @@ from autoencoder.runtime.rng import generator
 from diffusion import denoiser
 from diffusion.config import ConditioningConfig, DenoiserConfig, LatentsConfig, ProcessConfig, TrainDiffusionConfig
 from diffusion.data import LatentBatch, LatentLoader, TrainRows, ValidationRows, hold_out
-from diffusion.denoiser import NULL_CLASS, Denoiser
+from diffusion.denoiser import NULL_CLASS
 from diffusion.space import LatentSpace, of_latents
 from tests.small_latents import encode_photos, write_latents, write_photos, write_vae
 
@@ -232,17 +232,15 @@ def test_labels_are_dropped_at_the_configured_rate(rows: TrainRows, latents: Lat
 
 def test_labels_are_dropped_in_the_batch_alone(rows: TrainRows) -> None:
     torch.manual_seed(0)
-    network = Denoiser(denoiser.build(DenoiserConfig(preset="tiny", layers=3, heads=1, head_dim=16), rows.space.shape)).train()
+    network = denoiser.build(DenoiserConfig(preset="tiny", layers=3, heads=1, head_dim=16), rows.space.shape).train()
     seen: list[torch.Tensor] = []
-    for block in network.dit.transformer_blocks:
-        table = block.norm1.emb.class_embedder.embedding_table
-        table.register_forward_hook(lambda _, given, __: seen.append(given[0]))
+    assert network.embedder is not None
+    network.embedder.class_embedder.embedding_table.register_forward_hook(lambda _, given, __: seen.append(given[0]))
     batch = rows.batch(range(200))
     with torch.no_grad():
         network(batch.latents, batch.t, batch.labels)
-    # The first block's embedding is asked once more, for the last layer.
-    assert len(seen) == 4
-    assert all(torch.equal(labels, batch.labels) for labels in seen)
+    assert len(seen) == 1
+    assert torch.equal(seen[0], batch.labels)
 
 
 def test_rows_without_a_label_and_runs_without_classes_have_the_null_class(tmp_path: Path, vae: Path) -> None:

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from diffusion import sampling, times
 from diffusion.config import ProcessConfig, SamplingConfig
-from diffusion.denoiser import NULL_CLASS
-from diffusion.evaluation import LEVELS, draw_samples, nearest, two_sample, validation_loss
+from diffusion.denoiser import NULL_CLASS, null_labels
+from diffusion.evaluation import LEVELS, Nothing, draw_samples, nearest, two_sample, validation_loss
 from diffusion.frechet import frechet_distance
 from diffusion.process import flow
-from tests.test_diffusion_sampling import MEAN, STD, gaussian_velocity, spread
+from tests import gaussian
+from tests.gaussian import MEAN, STD
 
 SHAPE = (2, 8, 8)
 
@@ -33,20 +34,11 @@ class Rows:
         return self.latents[places], self.noise[places], torch.full((len(places),), NULL_CLASS)
 
 
-class Perfect(nn.Module):
+class Perfect(gaussian.Perfect):
     """E[noise - latents | x_t]."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.parameter = nn.Parameter(torch.zeros(()))
-
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        return gaussian_velocity(x, float(t[0]))
-
-
-class Nothing(nn.Module):
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        return torch.zeros_like(x)
+        super().__init__(flow())
 
 
 def losses(network: nn.Module, rows: Rows, batch_size: int = 64) -> np.ndarray:
@@ -57,7 +49,7 @@ def losses(network: nn.Module, rows: Rows, batch_size: int = 64) -> np.ndarray:
 
 def test_the_best_networks_loss_is_the_velocitys_conditional_variance() -> None:
     # Var[noise - latents | x_t] = s**2 / ((1 - t)**2 s**2 + t**2) for jointly Gaussian latents and noise.
-    expected = [STD**2 / spread(t) ** 2 for t in times.validation_times(ProcessConfig(), LEVELS)]
+    expected = [STD**2 / (((1 - t) * STD) ** 2 + t**2) for t in times.validation_times(ProcessConfig(), LEVELS)]
     # 300 x 128 values: a relative standard error of sqrt(2 / 38,400).
     np.testing.assert_allclose(losses(Perfect(), Rows(300)), expected, rtol=5 * np.sqrt(2 / 38_400))
 
@@ -71,10 +63,14 @@ def test_the_loss_is_a_mean_over_all_rows_whatever_the_batches() -> None:
 
 def test_a_perfect_models_samples_are_as_far_as_the_floor_and_noise_is_farther() -> None:
     config, number = SamplingConfig(steps=20), 400
-    samples = draw_samples(Perfect(), torch.full((number,), NULL_CLASS), config, seed=1, shape=SHAPE, guidance=1, batch_size=100)  # type: ignore[arg-type]
+    samples, start = (
+        draw_samples(network, null_labels(number), config, process=flow(), seed=1, shape=SHAPE, guidance=1, batch_size=100)
+        for network in (Perfect(), Nothing())
+    )
     rng = torch.Generator().manual_seed(1)
     held_out, training = (MEAN + STD * torch.randn(number, *SHAPE, generator=rng) for _ in range(2))
-    start = sampling.noise(1, range(number), SHAPE)
+    # An untrained network's flow stays where it starts.
+    torch.testing.assert_close(start, sampling.noise(1, range(number), SHAPE))
     found = two_sample(samples, held_out, training, start)
     assert found.number == number
     assert found.samples == pytest.approx(found.floor, rel=0.1)
@@ -87,8 +83,8 @@ def test_a_perfect_models_samples_are_as_far_as_the_floor_and_noise_is_farther()
 
 def test_samples_do_not_depend_on_how_they_are_batched() -> None:
     def drawn(batch_size: int) -> Tensor:
-        labels = torch.full((7,), NULL_CLASS)
-        return draw_samples(Perfect(), labels, SamplingConfig(steps=4), seed=3, shape=SHAPE, guidance=1, batch_size=batch_size)  # type: ignore[arg-type]
+        config, labels = SamplingConfig(steps=4), null_labels(7)
+        return draw_samples(Perfect(), labels, config, process=flow(), seed=3, shape=SHAPE, guidance=1, batch_size=batch_size)
 
     assert torch.equal(drawn(7), drawn(3))
     assert drawn(7).shape == (7, *SHAPE)

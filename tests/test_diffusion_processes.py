@@ -15,7 +15,7 @@ from tests.small_latents import encode_photos, write_photos, write_vae
 STEPS, LAST = 4, "step-00000004"
 ARGV = [
     *SMALL_DIFFUSION, "--train.batch_size=9", "--train.images=28", "--train.microbatch=2", "--log.validate_every_images=16",
-    "--optimizer.clip_norm=null", "--optimizer.lr=0.1", "--optimizer.warmup_images=0", *LENGTHS,
+    "--process.weight=min_snr", "--optimizer.clip_norm=null", "--optimizer.lr=0.1", "--optimizer.warmup_images=0", *LENGTHS,
 ]  # fmt: skip
 
 
@@ -56,6 +56,7 @@ def test_gradients_of_every_step_are_equal(one: Path, two: Path) -> None:
         weighty = [name for name in names if single[name].norm() > 1e-3 * whole.norm()]
         assert len(weighty) > len(names) / 2
         assert all(f"{step}/dit.transformer_blocks.{block}.attn1.to_v.weight" in weighty for block in (0, 1))
+        assert f"{step}/embedder.timestep_embedder.linear_2.weight" in weighty
         for name in weighty:
             assert (single[name] - double[name]).norm() <= 1e-5 * single[name].norm(), name
     assert len(single) == STEPS * len(names)

@@ -202,3 +202,51 @@ def test_weights_that_do_not_fit(
     message = refusal(capsys, argv)
     assert message.startswith("error: init_from: ")
     assert said in message
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--process.name=vp"], "(flow, velocity) than this run's (vp of the linear table, v)"),
+        (
+            ["--process.name=vp", "--process.prediction=epsilon", "--process.schedule=scaled_linear"],
+            "(vp of the scaled_linear table, epsilon)",
+        ),
+    ],
+)
+def test_weights_of_another_process(
+    data: Data, begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list[str], said: str
+) -> None:
+    message = refusal(capsys, ["--latents", str(data.latents), "--init_from", str(begun), "--out", str(tmp_path / "out"), *given])
+    assert message.startswith(f"error: init_from: got '{begun}'; its network gives something else ")
+    assert said in message
+    assert "give the same process.name, process.prediction and process.schedule, or another run" in message
+
+
+def test_weights_whose_process_is_not_told(data: Data, begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(begun, tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").write_text("process: 3")
+    argv = ["--latents", str(data.latents), "--init_from", str(tmp_path / "run"), "--out", str(tmp_path / "out")]
+    message = refusal(capsys, argv)
+    assert message.startswith("error: init_from: ")
+    assert "config.yaml does not tell its process" in message
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--process.schedule=scaled_linear"], "process.schedule: got 'scaled_linear'; it would have no effect: process.name is flow"),
+        (["--process.times=uniform", "--process.t_mean=1"], "process.t_mean: got 1.0; it would have no effect: process.times is uniform"),
+        (["--process.min_snr_gamma=3"], "process.min_snr_gamma: got 3.0; it would have no effect: process.weight is unit"),
+        (["--process.log_snr=[-5, 5]"], "process.log_snr: got (-5.0, 5.0); it would have no effect"),
+        (
+            ["--process.times=likelihood", "--process.log_snr=[30, 40]", "--process.name=vp"],
+            "vp of the linear table, v goes from -10.1 to 9.21",
+        ),
+    ],
+)
+def test_settings_of_the_process_that_do_nothing(
+    data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list[str], said: str
+) -> None:
+    assert said in refusal(capsys, ["--latents", str(data.latents), "--out", str(tmp_path / "out"), *given])
+    assert not (tmp_path / "out").exists()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 from pathlib import Path
@@ -169,6 +170,22 @@ def test_workers_append_together(setting: Path, growing: tuple[Path, Path]) -> N
     processes = [start([*argv, f"--worker={i}", "--workers=2"]) for i in (0, 1)]
     assert [finish(process) for process in processes] == [0, 0]
     assert files(out) == files(out.with_name("alone"))
+
+
+def test_what_a_planned_append_says_to_run_next_makes_it(
+    setting: Path, growing: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grown, latents = growing
+    settings = tmp_path / "append.yaml"
+    settings.write_text("append: true\nonly: plan\n")
+    for more in (["--only", "plan", "--append"], ["--config", str(settings)], ["--append", "true", "--only=plan"]):
+        assert encode.main([*arguments(setting, grown, latents), *more]) == 0
+        said = capsys.readouterr().out
+        told = [shlex.split(line)[2:] for line in said.splitlines() if line.startswith("  firststage encode_dataset ")]
+        assert not {"--append", "true", "plan", "--only=plan"} & {word for command in told for word in command}
+    assert [encode.main(command) for command in told] == [0, 0]
+    assert "to be encoded" not in capsys.readouterr().out
+    assert len(Latents(latents)) == json.loads((latents / "plan.json").read_text())["rows"]
 
 
 def test_shards_of_earlier_images_are_mended_from_their_source(

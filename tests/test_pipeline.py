@@ -2,11 +2,7 @@
 
 import dataclasses
 import json
-import runpy
 import shutil
-import subprocess
-import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,15 +12,24 @@ import torch
 from torch import Tensor
 
 from autoencoder.model import decode
-from autoencoder.runtime.errors import TrainingError
-from diffusion import pipeline
+from autoencoder.runtime.errors import ConfigError, TrainingError
+from diffusion import pipeline, sampling
 from diffusion.card import model_card
-from diffusion.config import SamplingConfig, TrainDiffusionConfig
+from diffusion.config import ProcessConfig, SamplingConfig, TrainDiffusionConfig
 from diffusion.denoiser import NULL_CLASS, Denoiser
-from diffusion.pipeline import Parts, build_scheduler, gate, sample_as_stock, sample_in_stock, write_pipeline
-from tests.pipelines import CLASSES, parts, perturb
+from diffusion.pipeline import Parts, gate, sample_as_stock, sample_in_stock, write_pipeline
+from diffusion.process import build
+from diffusion.schedulers import build_scheduler, read_process
+from tests.pipelines import CLASSES, parts, perturb, stock_in_this_process
 
-from diffusers import DiffusionPipeline, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler  # isort: skip  (after ours: model.py)
+from diffusers import (  # isort: skip  (after ours: model.py)
+    DDIMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 
 Written = tuple[Path, Parts, float]
 
@@ -53,17 +58,7 @@ def unconditional(tmp_path_factory: pytest.TempPathFactory) -> Written:
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stock code runs in this process: a fresh one takes seconds, and each pipeline above had one."""
 
-    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-        script, ours = command[2], {name: sys.modules[name] for name in ("autoencoder", "diffusion")}
-        try:
-            runpy.run_path(script)["main"](*command[3:])
-        except Exception:
-            return subprocess.CompletedProcess(command, 1, "", traceback.format_exc())
-        finally:
-            sys.modules.update(ours)
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    monkeypatch.setattr(pipeline.subprocess, "run", run)
+    stock_in_this_process(monkeypatch)
 
 
 def request(labels: list[int], guidance: float, *, steps: int, seed: int) -> dict[str, Any]:
@@ -99,6 +94,73 @@ def test_stock_first_order_dpm_is_our_euler_with_guidance_over_six_classes(condi
     assert float((own - start_of(asked, made.space.shape)).abs().mean()) > 0.1
     for other in (request([5, 4, 3, 2, 1, 0], 3.5, steps=steps, seed=7), request([0, 1, 2, 3, 4, 5], 1.0, steps=steps, seed=7)):
         assert float((sample_as_stock(Denoiser(made.dit).eval(), other, made.space.shape) - own).abs().max()) > 1e-2
+
+
+PROCESSES = {
+    "flow, shifted": (ProcessConfig(), 3.0),
+    "v": (ProcessConfig(name="vp"), 1.0),
+    "epsilon": (ProcessConfig(name="vp", prediction="epsilon", schedule="scaled_linear"), 1.0),
+    "v, cosine": (ProcessConfig(name="vp", prediction="v", schedule="squaredcos_cap_v2"), 1.0),
+}
+
+
+@pytest.mark.usefixtures("here")
+@torch.no_grad()
+@pytest.mark.parametrize("name", PROCESSES)
+def test_every_process_samples_in_stock_as_with_us(name: str, tmp_path: Path) -> None:
+    process, shift = PROCESSES[name]
+    made = parts(process=process, time_shift=shift)
+    assert write_pipeline(made, tmp_path / "pipeline") < 1e-4
+    asked = request([0, 3, 5], 2.0, steps=12, seed=2)
+    own = sample_as_stock(Denoiser(made.dit).eval(), asked, made.space.shape, process, shift)
+    latents = sample_in_stock(tmp_path / "pipeline", asked)[0]
+    torch.testing.assert_close(latents, own, rtol=1e-5, atol=1e-4)
+    # Another process or shift would have shown.
+    for other in ("flow, shifted", "v") if name not in ("flow, shifted", "v") else ("epsilon",):
+        with pytest.raises(TrainingError, match="samples something else"):
+            gate(tmp_path / "pipeline", Denoiser(made.dit).eval(), made.vae, made.space, *PROCESSES[other])
+    # As it is, with its second order, it is the sampler that we call by its name.
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "pipeline")
+    pipe.set_progress_bar_config(disable=True)
+    images = pipe([0, 3], 2.0, torch.Generator().manual_seed(2), num_inference_steps=12, output_type="pt").images
+    again, its_shift = read_process(pipe.scheduler, "here")
+    assert its_shift == shift
+    drawn = sampling.sample(
+        Denoiser(pipe.transformer), start_of({**asked, "class_labels": [0, 3]}, made.space.shape), torch.tensor([0, 3]),
+        process=again, sampler="dpm++", steps=12, guidance=2.0, time_shift=its_shift,
+    )  # fmt: skip
+    torch.testing.assert_close(images, ((decode(pipe.vae, drawn) + 1) / 2).clamp(0, 1), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_a_pipelines_scheduler_says_its_process(name: str) -> None:
+    process, shift = PROCESSES[name]
+    found, its_shift = read_process(build_scheduler(process, shift), "here")
+    meant, t = build(process), torch.linspace(0, 0.999, 333, dtype=torch.float64)
+    assert (found.head, its_shift) == (meant.head, shift)
+    for one, other in zip(found.path.scales(t), meant.path.scales(t), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "said"),
+    [
+        (DDIMScheduler(clip_sample=False, prediction_type="sample"), r"\(DDIMScheduler\) predicts sample"),
+        (DDIMScheduler(), "clips what it predicts"),
+        (DPMSolverMultistepScheduler(thresholding=True), "clips what it predicts"),
+        (DDIMScheduler(clip_sample=False, rescale_betas_zero_snr=True), "ends without signal"),
+        (DPMSolverMultistepScheduler(rescale_betas_zero_snr=True), "ends without signal"),
+        (DPMSolverMultistepScheduler(prediction_type="flow_prediction"), "predicts flow_prediction on other noise levels"),
+        (DPMSolverMultistepScheduler(use_flow_sigmas=True), "predicts epsilon on other noise levels"),
+        (FlowMatchEulerDiscreteScheduler(), "predicts None"),
+        (EDMDPMSolverMultistepScheduler(prediction_type="epsilon"), "has no table of alphas"),
+    ],
+)
+def test_schedulers_of_other_processes_are_refused(scheduler: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        read_process(scheduler, "a/pipeline")
+    assert str(caught.value).startswith("pipeline: got 'a/pipeline'; its scheduler")
+    assert "this samples flow_prediction on flow sigmas, or v_prediction or epsilon by a table of betas" in str(caught.value)
 
 
 @pytest.mark.usefixtures("here")
@@ -262,7 +324,7 @@ def test_writing_leaves_the_runs_networks_as_they_were(conditional: Written) -> 
 
 
 def test_the_scheduler_ends_at_no_noise_and_starts_at_the_networks_last_timestep() -> None:
-    scheduler = build_scheduler()
+    scheduler = build_scheduler(ProcessConfig())
     scheduler.set_timesteps(10)
     assert scheduler.init_noise_sigma == 1
     assert int(scheduler.timesteps[0]) == 999

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from autoencoder.report.page import render
 from autoencoder.report.runs import read_runs
@@ -108,6 +109,15 @@ def test_pictures_are_the_run_s_own_files(tmp_path: Path) -> None:
     assert "256 images loss 0.1875" in page.text
     assert "Sampler: heun, 20 steps, guidance 1.5. Classes in turn: astronaut, retina." in page.text
     assert "originals stand above" not in page.text
+
+
+def test_an_interval_of_guidance_and_a_shift_are_told(tmp_path: Path) -> None:
+    run = make_diffusion_run(tmp_path / "run", evaluation=DIFFUSION_EVALUATION, pictures=True)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["sampling"] |= {"guidance_interval": [0.1, 0.75], "time_shift": 2.0}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    told = "Sampler: heun, 20 steps, guidance 1.5, given for t from 0.1 to 0.75, time shift 2. Classes in turn"
+    assert told in page_of(run).text
 
 
 def test_without_classes_there_is_no_guidance_to_tell(tmp_path: Path) -> None:

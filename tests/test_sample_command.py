@@ -1,5 +1,6 @@
 """The command `sample`: which images, under which names, and what it refuses."""
 
+import itertools
 import json
 import re
 import shutil
@@ -16,6 +17,7 @@ from PIL import Image
 
 from autoencoder.runtime.errors import ConfigError
 from diffusion import sample
+from diffusion.config import ProcessConfig
 from diffusion.pipeline_path import check_pipeline, pipeline_folder
 from tests.pipelines import CLASSES, SIDE, parts, write_ungated
 
@@ -120,10 +122,14 @@ def test_with_nothing_left_to_draw_only_the_grid_is_made_anew(
 def test_it_says_what_it_did_in_one_line(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert draw(run, tmp_path / "out", "--images", "2") == 0
     shown = capfd.readouterr()
-    said = re.fullmatch(r"2 images in \S+ \(2 new, ([\d.]+) images/s\); grid\.png shows 2\n", shown.out + shown.err)
+    said = re.fullmatch(
+        r"2 images in \S+ \(2 new, ([\d.]+) images/s; (\d+) network evaluations/s\); grid\.png shows 2\n", shown.out + shown.err
+    )
     assert said, shown
     # Two images take more than a millisecond, and less than a minute.
     assert 1 / 30 < float(said[1]) < 2000
+    # Guided, 2 x 2 evaluations an image and step, and decoding takes time, too.
+    assert float(said[2]) > 12 * float(said[1]) * 0.9
 
 
 @pytest.mark.parametrize(
@@ -133,6 +139,8 @@ def test_it_says_what_it_did_in_one_line(run: Path, tmp_path: Path, capfd: pytes
         (["--steps", "4"], "steps: 3 -> 4"),
         (["--sampler", "euler"], "sampler: 'heun' -> 'euler'"),
         (["--guidance", "1"], "guidance: 2.0 -> 1"),
+        (["--guidance_interval", "[0.2, 0.6]"], "guidance_interval: [0.0, 1.0] -> [0.2, 0.6]"),
+        (["--time_shift", "2"], "time_shift: 1.0 -> 2.0"),
         (["--classes", "[zebra]"], "classes: None -> ['zebra']"),
         (["--precision", "bf16"], "precision: 'fp32' -> 'bf16'"),
     ],
@@ -226,6 +234,58 @@ def test_more_steps_of_either_sampler_meet_in_the_limit(run: Path, tmp_path: Pat
     assert better < coarse / 8
 
 
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Pipelines of one network's weights: as a predictor of v, of noise, and of v by another table."""
+    folder = tmp_path_factory.mktemp("tables")
+    configs = {
+        "v": ProcessConfig(name="vp"),
+        "epsilon": ProcessConfig(name="vp", prediction="epsilon"),
+        "cosine": ProcessConfig(name="vp", schedule="squaredcos_cap_v2"),
+    }
+    return {name: write_ungated(parts(process=config), folder / name) for name, config in configs.items()}
+
+
+def test_a_pipelines_process_comes_from_its_scheduler(
+    tables: dict[str, Path], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, pipeline in {**tables, "flow": run}.items():
+        assert draw(pipeline, tmp_path / name, "--images", "3") == 0
+    seen = {name: pictures(tmp_path / name, 3) for name in (*tables, "flow")}
+    for one, other in itertools.combinations(seen.values(), 2):
+        assert np.abs(one - other).mean() > 2
+    # The same weights, and yet none continues another's folder.
+    capsys.readouterr()
+    for other in ("epsilon", "cosine"):
+        assert draw(tables[other], tmp_path / "v", "--images", "4") == 2
+        assert "weights: " in capsys.readouterr().err
+    assert draw(tables["v"], tmp_path / "shifted", "--time_shift", "2") == 2
+    assert "time_shift: got 2.0; a variance-preserving process has its noise levels in its table" in capsys.readouterr().err
+
+
+def test_every_sampler_comes_to_the_same_images(tables: dict[str, Path], tmp_path: Path) -> None:
+    def drawn_by(sampler: str, steps: int) -> np.ndarray:
+        out = tmp_path / f"{sampler}-{steps}"
+        assert draw(tables["v"], out, "--images", "4", "--guidance", "1", "--sampler", sampler, "--steps", str(steps)) == 0
+        return pictures(out, 4)
+
+    fine = drawn_by("heun", 100)
+    for sampler in ("euler", "dpm++", "ddim"):
+        coarse, better = (np.abs(drawn_by(sampler, steps) - fine).mean() for steps in (5, 200))
+        assert better < 2, sampler
+        assert better < coarse / 4, sampler
+
+
+def test_a_pipelines_shift_is_kept_unless_another_is_asked_for(run: Path, drawn: Path, tmp_path: Path) -> None:
+    shifted = write_ungated(parts(time_shift=3.0), tmp_path / "pipeline")
+    assert draw(shifted, tmp_path / "its", "--images", "3") == 0
+    assert draw(run, tmp_path / "asked", "--images", "3", "--time_shift", "3") == 0
+    np.testing.assert_array_equal(pictures(tmp_path / "its", 3), pictures(tmp_path / "asked", 3))
+    assert np.abs(pictures(tmp_path / "its", 3) - pictures(drawn, 3)).mean() > 1
+    assert draw(shifted, tmp_path / "none", "--images", "3", "--time_shift", "1") == 0
+    assert np.abs(pictures(tmp_path / "none", 3) - pictures(drawn, 3)).max() <= 1
+
+
 def test_autocast_changes_little(run: Path, drawn: Path, tmp_path: Path) -> None:
     assert draw(run, tmp_path / "out", "--images", "6", "--precision", "bf16") == 0
     difference = np.abs(pictures(tmp_path / "out", 6) - pictures(drawn, 6))
@@ -252,6 +312,14 @@ def without(*files: str) -> Callable[[Path], None]:
     return change
 
 
+def swap_scheduler(scheduler: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        scheduler.save_pretrained(folder / "scheduler")
+        edit("model_index.json", scheduler=["diffusers", type(scheduler).__name__])(folder)
+
+    return change
+
+
 BEFORE_TORCH = [
     (without("transformer/config.json"), "transformer/config.json is missing"),
     (without("transformer/diffusion_pytorch_model.safetensors"), "transformer/diffusion_pytorch_model*.safetensors is missing"),
@@ -270,8 +338,8 @@ IN_TORCH = [
     (replace("transformer/config.json", "{"), "cannot be loaded as a DiTPipeline"),
     (edit("transformer/config.json", num_attention_heads=4), "cannot be loaded as a DiTPipeline"),
     (edit("model_index.json", id2label={"zero": "heron"}), "cannot be loaded as a DiTPipeline"),
-    (lambda folder: DDIMScheduler().save_pretrained(folder / "scheduler"), "its scheduler predicts epsilon, this samples flows"),
-    (lambda folder: EulerDiscreteScheduler().save_pretrained(folder / "scheduler"), "its scheduler predicts epsilon"),
+    (swap_scheduler(DDIMScheduler()), "its scheduler (DDIMScheduler) clips what it predicts"),
+    (swap_scheduler(EulerDiscreteScheduler(prediction_type="sample")), "its scheduler (EulerDiscreteScheduler) predicts sample"),
 ]
 
 
@@ -374,7 +442,11 @@ def test_a_folder_that_holds_something_else_is_refused(
         (["--guidance", "0.5"], "guidance: got 0.5; give 1 (none) or more"),
         (["--seed", "-1"], "seed: got -1"),
         (["--classes", "[]"], "classes: got []"),
-        (["--sampler", "ddim"], "sampler: got 'ddim'; give `euler` or `heun`"),
+        (["--sampler", "ddpm"], "sampler: got 'ddpm'; give `euler`, `heun`, `dpm++` or `ddim`"),
+        (["--sampler", "ddim"], "sampler: got 'ddim'; DDIM is for variance-preserving processes; give euler"),
+        (["--guidance_interval", "[0.6, 0.2]"], "guidance_interval: got [0.6, 0.2]; give [low, high] with 0 <= low < high <= 1"),
+        (["--guidance_interval", "[0.2, 0.6]", "--guidance", "1"], "guidance is 1, so nothing is guided"),
+        (["--time_shift", "0"], "time_shift: got 0.0; give a shift above 0"),
     ],
 )
 def test_wrong_settings_are_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], argv: list[str], said: str) -> None:

@@ -1,6 +1,7 @@
 """Whole diffusion runs: what they leave, resumed bitwise wherever they are killed, stopped, extended, begun from weights."""
 
 import json
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -84,8 +85,15 @@ def test_a_run_leaves_what_the_contract_names(unbroken: Path, latents: Path) -> 
 def test_the_pipeline_holds_the_average_the_classes_and_its_origin(unbroken: Path, latents: Path) -> None:
     average = load_file(unbroken / "checkpoints" / LAST / "ema.safetensors")
     exported = load_file(unbroken / "pipeline" / "transformer" / "diffusion_pytorch_model.safetensors")
-    assert exported.keys() == {name.removeprefix("dit.") for name in average}
-    assert all(torch.equal(average[f"dit.{name}"], value) for name, value in exported.items())
+    # One embedder, in each block of the pipeline's network.
+    blocks = {f"transformer_blocks.{block}.norm1.emb." for block in (0, 1)}
+    places = {name: re.sub(r"^transformer_blocks\.\d\.norm1\.emb\.", "embedder.", name) for name in exported}
+    assert {f"{block}{name.removeprefix('embedder.')}" for name in average if name.startswith("embedder.") for block in blocks} == {
+        name for name, place in places.items() if place != name
+    }
+    origin = {name: place if place != name else f"dit.{name}" for name, place in places.items()}
+    assert set(origin.values()) == average.keys()
+    assert all(torch.equal(average[origin[name]], value) for name, value in exported.items())
     assert json.loads((unbroken / "pipeline" / "model_index.json").read_text())["id2label"] == dict(zip("01", CLASSES, strict=True))
     manifest, told = json.loads((latents / "manifest.json").read_text()), evaluation(unbroken)["provenance"]
     assert told["encoder_hash"] == manifest["encoder_hash"]
@@ -213,7 +221,7 @@ def test_without_classes_every_label_is_the_null_class(small: list[str], tmp_pat
     assert json.loads((tmp_path / "run" / "latents.json").read_text())["labels"] is None
     assert "id2label" not in json.loads((tmp_path / "run" / "pipeline" / "model_index.json").read_text())
     # AdamW moves no row of the table that no label asked for.
-    table = "adamw/dit.transformer_blocks.0.norm1.emb.class_embedder.embedding_table.weight/exp_avg"
+    table = "adamw/embedder.class_embedder.embedding_table.weight/exp_avg"
     moved = load_file(tmp_path / "run" / "checkpoints" / "step-00000004" / "optimizer.safetensors")[table].abs().sum(1).nonzero()
     assert moved.flatten().tolist() == [1000]
 

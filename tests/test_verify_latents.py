@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from autoencoder import verify_latents
 from autoencoder.data.pixels import to_images
+from autoencoder.latents import verification
 from autoencoder.latents.comparing import Compared
 from autoencoder.latents.peculiarities import TYPES, Measured, duplicates, far_off, rounded, rounding_error
 from autoencoder.latents.plan import digest
@@ -221,6 +222,15 @@ def test_images_that_moved_are_given_and_others_are_refused(
     assert "other images than those of the latents" in capsys.readouterr().err
     assert verify(copy, f"--data.source={photos_there}") == 2
     assert "give decode, the number of rows to compare, with it" in capsys.readouterr().err
+
+
+def test_a_wrong_source_is_refused_before_a_shard_is_read(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos(tmp_path / "others", NAMES[:3], seed=5)
+    monkeypatch.setattr(verification, "look", lambda *_: pytest.fail("a shard was read"))
+    assert verify(made / "latents", "--decode=2", f"--data.source={tmp_path / 'others'}") == 2
+    assert "other images than those of the latents" in capsys.readouterr().err
 
 
 def test_images_of_a_split_are_found_again(made: Path, tmp_path: Path) -> None:

@@ -1,12 +1,21 @@
 """Which columns of a table hold images and labels, and what their cells say; after `datasets`' features where the schema has them."""
 
 import json
+from collections import Counter
 from typing import Any
 
 import pyarrow as pa
 
 from autoencoder.data.sources import BadImage
 from autoencoder.runtime.errors import ConfigError
+
+
+def refuse_repeated(schema: pa.Schema, file: str, key: str) -> None:
+    """ConfigError under `key` for a file with two columns of one name, which no name tells apart."""
+    twice = [name for name, count in Counter(schema.names).items() if count > 1]
+    if twice:
+        names = " and several called ".join(map(repr, twice))
+        raise ConfigError(key, file, f"has several columns called {names}; write it anew with a name of its own for each")
 
 
 def image_column(schema: pa.Schema, wanted: str | None, key: str) -> str:

@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from autoencoder.data import remote
 from autoencoder.data.formats import Data
-from autoencoder.data.index.opening import changed, opened_or_made, signed, told
+from autoencoder.data.index.listed import Listed, as_it_is
+from autoencoder.data.index.opening import opened_or_made, signed, told
 from autoencoder.data.index.table import Index, table_of
 from autoencoder.data.paths import Found, find_images, folder_splits, visible_subfolders
 from autoencoder.data.sources import Record
@@ -48,16 +49,15 @@ class FolderSource:
 
     def encoded(self, index: int) -> tuple[Data, str]:
         id = self._index.value("name", index).decode("utf-8", "surrogateescape")
-        listed: int = self._index.value("bytes", index)
+        size: int = self._index.value("bytes", index)
         if self._remote:
-            return self._downloaded(f"{self._root}/{id}", listed), id
+            return self._downloaded(Listed(f"{self._root}/{id}", size, "")), id
         path = os.path.join(self._root, id)
-        try:
-            size = os.stat(path).st_size
-        except OSError:
-            size = -1
-        if size != listed:
-            raise changed(self._key, path, None if size < 0 else size, listed)
+        found = as_it_is(path)
+        # A link that leads nowhere has no size, and is a bad image.
+        if found is not None or size >= 0:
+            mtime_ns: int = self._index.value("mtime_ns", index)
+            Listed(path, size, str(mtime_ns) if mtime_ns else "").check(found, self._key)
         return path, id
 
     def write_index(self, path: Path) -> None:
@@ -68,16 +68,16 @@ class FolderSource:
         """`name` (binary, with `/`) and `bytes` of each file, in order."""
         return self._index.table.select(["name", "bytes"])
 
-    def _downloaded(self, url: str, listed: int) -> bytes:
+    def _downloaded(self, listed: Listed) -> bytes:
         try:
-            data = remote.read(url)
+            data = remote.read(listed.path)
         except FileNotFoundError:
-            raise changed(self._key, url, None, listed) from None
+            data = None
         # Each file system has errors of its own; a network that fails makes no bad image.
         except Exception as error:
-            raise UsageError(f"{self._key}: {url} cannot be read: {type(error).__name__}: {first_line(error)}") from error
-        if len(data) != listed:
-            raise changed(self._key, url, len(data), listed)
+            raise UsageError(f"{self._key}: {listed.path} cannot be read: {type(error).__name__}: {first_line(error)}") from error
+        listed.check(None if data is None else listed._replace(bytes=len(data)), self._key)
+        assert data is not None
         return data
 
 

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from autoencoder.data import columns, remote
-from autoencoder.data.index.opening import Listed, changed, files_of, files_told, fingerprint, opened_or_made, stat_files, told
+from autoencoder.data.index.listed import Listed, as_it_is
+from autoencoder.data.index.opening import files_of, files_told, fingerprint, opened_or_made, stat_files, told
 from autoencoder.data.index.table import Index, table_of
 from autoencoder.data.order import Blocks
 from autoencoder.data.paths import Location
@@ -142,7 +143,7 @@ class RowGroups:
             self._opened.move_to_end(file)
             # Asking for a size takes no time here.
             if not remote.is_remote(listed.path):
-                _check_size(listed, self._key)
+                listed.check(as_it_is(listed.path), self._key)
         else:
             self._opened[file] = open_parquet(listed, self._key)
             if len(self._opened) > _OPEN:
@@ -155,17 +156,8 @@ class RowGroups:
 
 def open_parquet(file: Listed, key: str) -> pq.ParquetFile:
     """A parquet file, its footer read; UsageError where it is not the one that was listed."""
-    _check_size(file, key)
+    file.check(as_it_is(file.path), key)
     return pq.ParquetFile(remote.open_file(file.path) if remote.is_remote(file.path) else file.path)
-
-
-def _check_size(file: Listed, key: str) -> None:
-    try:
-        size = remote.stat(file.path)[0] if remote.is_remote(file.path) else os.stat(file.path).st_size
-    except FileNotFoundError:
-        raise changed(key, file.path, None, file.bytes) from None
-    if size != file.bytes:
-        raise changed(key, file.path, size, file.bytes)
 
 
 @contextmanager
@@ -193,6 +185,7 @@ def _index(location: Location, config: DataConfig, key: str) -> Index:
                 schema, footer = opened.schema_arrow, opened.metadata
                 if first is None:
                     first = schema
+                    columns.refuse_repeated(schema, file.path, key)
                     facts["image"] = columns.image_column(schema, config.image_column, sibling(key, "image_column"))
                     facts["label"] = columns.label_column(schema, config.label_column, sibling(key, "label_column"))
                 elif not schema.equals(first):

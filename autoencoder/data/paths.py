@@ -3,6 +3,8 @@
 import glob
 import os
 import re
+import stat
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, NoReturn
@@ -41,7 +43,7 @@ class Found(NamedTuple):
     bytes: int
     """-1 where it is not to be had: a link that leads nowhere."""
     mtime_ns: int
-    """0 where it is not known."""
+    """0 where it is not to be had, and behind a URL."""
 
 
 def check_source(source: str, key: str = "source") -> None:
@@ -93,17 +95,24 @@ def find_images(root: str) -> Iterator[Found]:
     """The image files under a folder, here or remote, by extension; hidden ones are left out.
 
     The order is one of their names alone: of each folder first its files, then its subfolders. Links are followed; UsageError for one
-    that leads back to a folder that it is in.
+    that leads back to a folder that it is in. Pipes, sockets and devices are passed over, with one line on stderr at the end.
     """
     pending: list[tuple[str, _Way]] = [("", ())]
+    passed = 0
     while pending:
         under, way = pending.pop()
         here = _join(root, under)
         way = _onwards(way, here)
-        subfolders, files = _listed(here, under)
-        files.sort()
-        yield from files
+        subfolders, files = _listed(here, under) if remote.is_remote(root) else _scanned(here, under)
+        for found in files:
+            if found is None:
+                passed += 1
+            else:
+                yield found
         pending.extend((f"{under}{name}/", way) for name in sorted(subfolders, reverse=True))
+    if passed and os.environ.get("LOCAL_RANK", "0") == "0":
+        what = "file is a pipe, socket or device and is" if passed == 1 else "files are pipes, sockets or devices and are"
+        print(f"note: {root}: {passed:,} {what} passed over, though named like an image", file=sys.stderr)
 
 
 def folder_splits(root: str) -> list[str]:
@@ -146,23 +155,28 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith(".")
 
 
-def _listed(folder: str, under: str) -> tuple[list[str], list[Found]]:
-    """The subfolders of a folder, and its image files with `under` before their names."""
-    if remote.is_remote(folder):
-        names, entries = remote.list_folder(folder)
-        found = [Found(under + name, size, mtime_ns) for name, size, mtime_ns in entries if _is_image(name)]
-        return [name for name in names if not name.startswith(".")], found
-    subfolders, files = [], []
+def _listed(folder: str, under: str) -> tuple[list[str], Iterator[Found]]:
+    """The subfolders of a remote folder, and its image files by name, with `under` before their names."""
+    names, entries = remote.list_folder(folder)
+    found = (Found(under + name, size, 0) for name, size in sorted(entries) if _is_image(name))
+    return [name for name in names if not name.startswith(".")], found
+
+
+def _scanned(folder: str, under: str) -> tuple[list[str], Iterator[Found | None]]:
+    """As `_listed` of a folder here; None for what is no file that can be read to an end."""
+    subfolders, names = [], []
     try:
         with os.scandir(folder) as scanned:
             for entry in scanned:
                 if _is_folder(entry):
                     subfolders += [] if entry.name.startswith(".") else [entry.name]
                 elif _is_image(entry.name):
-                    files.append(_stat(entry, under))
+                    names.append(entry.name)
     except OSError as error:
         _refuse(error)
-    return subfolders, files
+    names.sort()
+    # Looked at one by one: of a million files in a folder names alone are in memory.
+    return subfolders, (_found(os.path.join(folder, name), under + name) for name in names)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -172,16 +186,16 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _stat(entry: os.DirEntry[str], under: str) -> Found:
+def _found(path: str, name: str) -> Found | None:
     try:
-        stat = entry.stat()
+        status = os.stat(path)
     except OSError:
-        return Found(under + entry.name, -1, 0)
-    return Found(under + entry.name, stat.st_size, stat.st_mtime_ns)
+        return Found(name, -1, 0)
+    return Found(name, status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
 
 
 def _holds_images(root: str) -> bool:
-    """Whether there is an image under a folder: as soon as one is seen, without looking at sizes."""
+    """Whether there is an image under a folder: as soon as one is seen."""
     if remote.is_remote(root):
         return next(find_images(root), None) is not None
     pending: list[tuple[str, _Way]] = [(root, ())]
@@ -193,7 +207,7 @@ def _holds_images(root: str) -> bool:
                 for entry in entries:
                     if _is_folder(entry):
                         pending += [] if entry.name.startswith(".") else [(entry.path, way)]
-                    elif _is_image(entry.name):
+                    elif _is_image(entry.name) and _found(entry.path, entry.name) is not None:
                         return True
         except OSError as error:
             _refuse(error)

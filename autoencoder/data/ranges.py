@@ -6,7 +6,7 @@ from collections import OrderedDict
 from typing import Any
 
 from autoencoder.data import remote
-from autoencoder.data.index.opening import Listed, changed
+from autoencoder.data.index.listed import Listed, as_it_is
 from autoencoder.runtime.errors import UsageError, first_line
 
 _OPEN = 64
@@ -44,15 +44,13 @@ class Ranges:
         else:
             try:
                 self._handles[file] = os.open(listed.path, os.O_RDONLY)
-            except FileNotFoundError:
-                raise changed(self._key, listed.path, None, listed.bytes) from None
             except OSError as error:
+                if isinstance(error, FileNotFoundError):
+                    listed.check(None, self._key)
                 raise UsageError(f"{self._key}: {listed.path} cannot be read: {error.strerror}; make it readable") from error
             if len(self._handles) > _OPEN:
                 os.close(self._handles.popitem(last=False)[1])
-        size = os.fstat(self._handles[file]).st_size
-        if size != listed.bytes:
-            raise changed(self._key, listed.path, size, listed.bytes)
+        listed.check(Listed.of(listed.path, os.fstat(self._handles[file])), self._key)
         return self._handles[file]
 
     def _download(self, file: int, offset: int, length: int) -> bytes:
@@ -60,17 +58,15 @@ class Ranges:
         try:
             # Once a process: asking for a size takes as long as reading.
             if file not in self._seen:
-                size, _ = remote.stat(listed.path)
-                if size != listed.bytes:
-                    raise changed(self._key, listed.path, size, listed.bytes)
+                listed.check(as_it_is(listed.path), self._key)
                 self._seen.add(file)
             return remote.read(listed.path, offset, offset + length)
         except UsageError:
             raise
-        except FileNotFoundError:
-            raise changed(self._key, listed.path, None, listed.bytes) from None
         # Each file system has errors of its own.
         except Exception as error:
+            if isinstance(error, FileNotFoundError):
+                listed.check(None, self._key)
             raise UsageError(f"{self._key}: {listed.path} cannot be read: {type(error).__name__}: {first_line(error)}") from error
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -74,8 +74,8 @@ def expand(pattern: str) -> list[str]:
     return sorted(files.unstrip_protocol(name) for name, info in files.glob(path, detail=True).items() if info["type"] == "file")
 
 
-def list_folder(url: str) -> tuple[list[str], list[tuple[str, int, int]]]:
-    """Names of the subfolders; name, bytes and time of modification (ns, 0 where it is not known) of the files."""
+def list_folder(url: str) -> tuple[list[str], list[tuple[str, int]]]:
+    """Names of the subfolders; name and bytes of the files."""
     files, path = opened(url)
     subfolders, found = [], []
     for info in files.ls(path, detail=True):
@@ -86,7 +86,7 @@ def list_folder(url: str) -> tuple[list[str], list[tuple[str, int, int]]]:
         if info["type"] == "directory":
             subfolders.append(name)
         else:
-            found.append((name, int(info.get("size") or 0), _mtime_ns(info)))
+            found.append((name, int(info.get("size") or 0)))
     return subfolders, found
 
 
@@ -108,11 +108,3 @@ def open_file(url: str) -> Any:
     """The file, open to read, seekable."""
     files, path = opened(url)
     return files.open(path, "rb")
-
-
-def _mtime_ns(info: dict[str, Any]) -> int:
-    time = next((info[name] for name in ("mtime", "LastModified", "last_modified", "created") if name in info), 0)
-    try:
-        return int((time.timestamp() if hasattr(time, "timestamp") else float(time)) * 1e9)
-    except (TypeError, ValueError):
-        return 0

@@ -2,7 +2,9 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
+from types import TracebackType
 from typing import Generic, Protocol, TypeVar
 
 import torch
@@ -39,7 +41,7 @@ def load(batches: ByNumber[T], numbers: range, workers: int, pin_memory: bool) -
         num_workers=workers,
         pin_memory=pin_memory,
         generator=torch.Generator(),
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=_begin,
     )
     for item in loader:
         if isinstance(item, UsageError):
@@ -60,7 +62,14 @@ class _Guarded(Dataset["T | UsageError"], Generic[T]):
             return error
 
 
-def _ignore_signals(_worker: int) -> None:
+def _begin(_worker: int) -> None:
     """A signal to the process group is the training process's to answer: it needs its loader until the checkpoint is written."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.excepthook = _without_lost_connections
+
+
+def _without_lost_connections(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A process that is killed takes its end of the connection along in the middle of a batch: it has said so itself, or cannot."""
+    if not isinstance(error, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)

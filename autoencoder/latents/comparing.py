@@ -81,15 +81,29 @@ class Joined:
         return self._segments[int(np.searchsorted(self._firsts, index, side="right")) - 1].read(index)
 
 
-@torch.inference_mode()
-def compare(latents: Latents, vae: AutoencoderKL, rows: int, given: VerifyDataConfig) -> Compared:
-    """Compare about `rows` rows, evenly spread over each shape; UsageError where the images are not there or are others."""
+@dataclass(frozen=True)
+class Originals:
+    """What rows are compared with."""
+
+    plan: Plan
+    data: DataConfig
+    images: Joined
+
+
+def open_originals(folder: Path, given: VerifyDataConfig) -> Originals:
+    """The images that the latents in a folder are of; UsageError where they are not there or are others."""
     try:
-        plan = Plan.from_json(json.loads((latents.folder / PLAN).read_text(encoding="utf-8"))).with_buckets(latents.folder)
+        plan = Plan.from_json(json.loads((folder / PLAN).read_text(encoding="utf-8"))).with_buckets(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError("latents", str(latents.folder), f"its {PLAN} cannot be read ({error!r}), so its crops are not known") from error
-    recipe, data = PixelRecipe.from_json(plan.recipe["pixels"]), _data(plan, given)
-    source = _open(latents.folder, plan, data, given)
+        raise ConfigError("latents", str(folder), f"its {PLAN} cannot be read ({error!r}), so its crops are not known") from error
+    data = _data(plan, given)
+    return Originals(plan, data, _open(folder, plan, data, given))
+
+
+@torch.inference_mode()
+def compare(latents: Latents, vae: AutoencoderKL, rows: int, originals: Originals) -> Compared:
+    """Compare about `rows` rows, evenly spread over each shape."""
+    plan, recipe = originals.plan, PixelRecipe.from_json(originals.plan.recipe["pixels"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     vae = vae.to(device).eval()
     dtypes = [name for name in TYPES if TYPES[name][0] < TYPES[latents.manifest["dtype"]][0]]
@@ -97,7 +111,7 @@ def compare(latents: Latents, vae: AutoencoderKL, rows: int, given: VerifyDataCo
     for shape in latents.shapes:
         one = latents.of_shape(shape) if len(latents.shapes) > 1 else latents
         places = spread(len(one), max(1, round(rows * len(one) / len(latents))))
-        crops = CropBatches(source, plan, data, [range(id, id + 1) for id in one.gather(places).id.tolist()])
+        crops = CropBatches(originals.images, plan, originals.data, [range(id, id + 1) for id in one.gather(places).id.tolist()])
         at_once = decoded_at_once(max(shape[1:]) * downsampling(vae))
         for first in range(0, len(places), at_once):
             batches = [crops[n] for n in range(first, min(first + at_once, len(places)))]

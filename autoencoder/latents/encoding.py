@@ -23,6 +23,7 @@ from autoencoder.latents.setup import Setup, set_up
 from autoencoder.latents.table import SideTable
 from autoencoder.latents.worker import Worker
 from autoencoder.runtime.errors import UsageError
+from autoencoder.runtime.signals import Stopped, StopRequest, exit_code
 
 FINISHED = "finished already"
 
@@ -30,7 +31,8 @@ Records = dict[int, dict[str, Any]]
 
 
 def encode_dataset(config: EncodeConfig, folder: LatentsFolder, worker: Worker) -> int:
-    """Plan what is to be encoded, encode what has no record yet, write the manifest; or of these what `only` names. Returns the exit code.
+    """Plan what is to be encoded, encode what has no record yet, write the manifest; or of these what `only` names. Returns the exit code,
+    after a signal 128 and its number.
 
     Raises:
         UsageError: model, source or folder that cannot be used, another plan in the folder, too many unreadable images.
@@ -48,12 +50,16 @@ def encode_dataset(config: EncodeConfig, folder: LatentsFolder, worker: Worker) 
         return 0
     nothing, begun = "nothing to append" if config.append and not work.pending else FINISHED, len(records)
     bad = _unreadable(records)
-    # Closed here, so that no shard is being written any more when the folder is let go.
-    with closing(work.encode(folder)) as encoded:
-        for record in encoded:
-            records[record["shard"]] = record
-            bad |= _unreadable({record["shard"]: record})
-            _tolerate(bad, config.data.max_bad, work.plan)
+    try:
+        # Closed here, so that no shard is being written any more when the folder is let go.
+        with StopRequest() as stop, closing(work.encode(folder, stop)) as encoded:
+            for record in encoded:
+                records[record["shard"]] = record
+                bad |= _unreadable({record["shard"]: record})
+                _tolerate(bad, config.data.max_bad, work.plan)
+    except Stopped as stopped:
+        print(worker.says(f"{folder}: stopped ({stopped.name}); the same command goes on"), file=sys.stderr)
+        return exit_code(stopped.name)
     folder.refresh()
     if config.only == "encode" or worker.shared:
         records = shards.read_records(folder.path, work.plan, folder.place)
@@ -117,14 +123,14 @@ class _Work:
         if self._config.preflight and not self.pending:
             print(f"{folder}: all {self.plan.shards} shards are done")
 
-    def encode(self, folder: LatentsFolder) -> Generator[dict[str, Any]]:
+    def encode(self, folder: LatentsFolder, stop: StopRequest) -> Generator[dict[str, Any]]:
         """Commit its shards, one after the other; yields their records."""
         if not self._mine:
             return
         pin, plan = self.setup.device.type == "cuda", self.plan
         rows, verb = sum(plan.rows_in(n) for n in range(plan.shards) if self._worker.owns(n)), self._worker.says("encoded")
         stages = (self._crops, self._encoder, self._table, self._readers, pin)
-        yield from encode_shards(folder.path, plan, self._mine, *stages, rows=rows, verb=verb, place=folder.place)
+        yield from encode_shards(folder.path, plan, self._mine, *stages, rows=rows, verb=verb, stop=stop, place=folder.place)
 
 
 def _planned(folder: LatentsFolder) -> Plan:

@@ -21,6 +21,7 @@ from autoencoder.latents.plan import Plan
 from autoencoder.latents.progress import Progress, Stopwatch
 from autoencoder.latents.table import SideTable
 from autoencoder.runtime.errors import UsageError
+from autoencoder.runtime.signals import StopRequest
 
 MEASURED_SECONDS = 2.0
 """What the expected time is taken from lasts at least this long, or is a whole microbatch."""
@@ -38,12 +39,14 @@ def encode_shards(
     *,
     rows: int,
     verb: str = "encoded",
+    stop: StopRequest,
     place: Place = HERE,
 ) -> Iterator[dict[str, Any]]:
     """Commit the pending shards, one after the other; yields their records. `rows` are this process's, those that are done included.
 
     A shard is written, and sent where `place` is elsewhere, while the next one is encoded. What
-    goes wrong in either ends both, once the shard that is being written is whole.
+    goes wrong in either ends both, once the shard that is being written is whole. Raises Stopped
+    where a `stop` has come, likewise.
     """
     watch = Stopwatch("encoding")
     batches = watch.each("reading", load_batches(crops, range(len(crops)), workers, pin))
@@ -56,6 +59,7 @@ def encode_shards(
             for shard in pending:
                 parts = []
                 for _ in plan.microbatches(shard):
+                    stop.check()
                     batch, moments = next(encoded)
                     parts.append((_without_pixels(batch), moments))
                     progress.advance(len(batch.ids))

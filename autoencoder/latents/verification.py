@@ -15,7 +15,7 @@ import pyarrow.parquet
 from autoencoder.data.order import spread
 from autoencoder.identity import identity
 from autoencoder.latents.check import PLAN
-from autoencoder.latents.comparing import ANOTHER_LATENT, compare, summary
+from autoencoder.latents.comparing import ANOTHER_LATENT, compare, open_originals, summary
 from autoencoder.latents.damage import TOLERANCE, Damage, Looked, deviation, look
 from autoencoder.latents.folder import VAE
 from autoencoder.latents.peculiarities import DEVIATIONS, SHOWN, TYPES, Measured, duplicates, far_off, rounding_error
@@ -64,10 +64,12 @@ def verify_latents(config: VerifyConfig) -> int:
 
 def _verify(config: VerifyConfig, folder: Path, manifest: dict[str, Any], told: dict[str, Any]) -> list[Damage]:
     """Fill `told`, print it, and return what is wrong."""
+    planless = _check_plan(folder, manifest)
+    # Before terabytes are read for an answer that a wrong source would keep back.
+    originals = open_originals(folder, config.data) if config.decode and not planless else None
     looked = _look(config, folder, manifest)
     damage = [one for each in looked for one in each.damage]
     vae, wrong = _open_vae(folder, manifest)
-    planless = _check_plan(folder, manifest)
     damage += [*planless, *wrong]
     whole = not any(each.damage for each in looked)
     if whole:
@@ -84,8 +86,8 @@ def _verify(config: VerifyConfig, folder: Path, manifest: dict[str, Any], told: 
         return damage
     latents = Latents(folder)
     _describe_rounding(latents, told)
-    if config.decode and vae is not None and not planless:
-        compared = compare(latents, vae, config.decode, config.data)
+    if originals is not None and vae is not None:
+        compared = compare(latents, vae, config.decode, originals)
         told["decoded"] = summary(compared)
         damage += _say_compared(told["decoded"], folder, manifest, looked)
     return damage

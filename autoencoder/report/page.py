@@ -142,6 +142,10 @@ def _drawn(run: Run) -> str:
     told = [(f"{run.config[key]}{words}") for key, words in (("sampling.sampler", ""), ("sampling.steps", " steps")) if key in run.config]
     if names and "sampling.guidance" in run.config:
         told.append(f"guidance {run.config['sampling.guidance']}")
+        interval = run.config.get("sampling.guidance_interval", [0, 1])
+        told += [f"given for t from {interval[0]:g} to {interval[1]:g}"] if list(interval) != [0, 1] else []
+    shift = run.config.get("sampling.time_shift", 1)
+    told += [f"time shift {shift:g}"] if shift != 1 else []
     more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
     turn = [f"Classes in turn: {', '.join(names[:MOST_NAMES])}{more}."] if names else []
     return " ".join([*([f"Sampler: {', '.join(told)}."] if told else []), *turn])

@@ -162,7 +162,7 @@ DIFFUSION = Stage(
     measures={
         "Losses and Fréchet distances of these runs are not measured alike": (
             "latents.encoder_hash", "latents.rows_hash", "latents.rows", "data.draw", "data.validation_rows",
-            "process.t_mean", "process.t_std", "sampling.evaluate",
+            "process.name", "process.prediction", "process.schedule", "process.t_mean", "process.t_std", "sampling.evaluate",
         ),
     },
     own={"loss": Quantity("loss", "Loss", "", 4)},

@@ -5,6 +5,14 @@ from types import FrameType, TracebackType
 from typing import Any
 
 
+class Stopped(Exception):
+    """A signal of this name has asked for the end."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(name)
+
+
 class StopRequest:
     """Within this context the first SIGTERM or SIGINT sets `name`; a second one acts at once as before."""
 
@@ -16,6 +24,11 @@ class StopRequest:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._previous[number] = signal.signal(number, self._note)
         return self
+
+    def check(self) -> None:
+        """Raise Stopped where a signal has come."""
+        if self.name:
+            raise Stopped(self.name)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.name = signal.Signals(number).name

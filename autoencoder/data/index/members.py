@@ -14,7 +14,7 @@ from typing import IO
 import pyarrow as pa
 
 from autoencoder.data import remote
-from autoencoder.data.index.opening import Listed
+from autoencoder.data.index.listed import Listed
 from autoencoder.data.index.table import VERSION, map_table, table_of, write_table
 from autoencoder.runtime.errors import ConfigError
 

@@ -6,11 +6,12 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from autoencoder.data import remote
+from autoencoder.data.index.listed import Listed
 from autoencoder.data.index.table import Index
 from autoencoder.data.paths import Location
 from autoencoder.runtime.errors import UsageError
@@ -19,15 +20,6 @@ _EVERY = 5.0
 """Seconds between two lines of progress."""
 
 T = TypeVar("T")
-
-
-class Listed(NamedTuple):
-    """A file of an index."""
-
-    path: str
-    bytes: int
-    version: str = ""
-    """Changes with its content, as far as the file system tells."""
 
 
 def opened_or_made(path: Path | None, asked: dict[str, Any], make: Callable[[], Index], key: str) -> Index:
@@ -44,25 +36,21 @@ def opened_or_made(path: Path | None, asked: dict[str, Any], make: Callable[[], 
 
 
 def stat_files(location: Location) -> list[Listed]:
-    """The files of a location with their sizes."""
-    return [_stat(path) for path in location.paths]
-
-
-def _stat(path: str) -> Listed:
-    if remote.is_remote(path):
-        return Listed(path, *remote.stat(path))
-    found = os.stat(path)
-    return Listed(path, found.st_size, str(found.st_mtime_ns))
+    """The files of a location as they are."""
+    return [Listed(path, *remote.stat(path)) if remote.is_remote(path) else Listed.of(path, os.stat(path)) for path in location.paths]
 
 
 def files_told(files: list[Listed], location: Location) -> list[list[Any]]:
-    """The files as an index keeps them: relative to the location, so that they may lie elsewhere when it is opened."""
-    return [[file.path.removeprefix(location.base), file.bytes] for file in files]
+    """The files as an index keeps them: relative to the location, so that they may lie elsewhere when it is opened.
+
+    Without what a URL tells of versions, in which each file system has words of its own.
+    """
+    return [[file.path.removeprefix(location.base), file.bytes, "" if remote.is_remote(file.path) else file.version] for file in files]
 
 
 def files_of(index: Index, location: Location) -> list[Listed]:
     """The files of an index, where the location is."""
-    return [Listed(location.base + name, size) for name, size in index.facts["files"]]
+    return [Listed(location.base + name, size, version) for name, size, version in index.facts["files"]]
 
 
 def fingerprint(named: Iterable[tuple[str, int]]) -> str:
@@ -76,13 +64,6 @@ def fingerprint(named: Iterable[tuple[str, int]]) -> str:
 def signed(name: str, size: int) -> bytes:
     """What a file adds to a fingerprint."""
     return f"{name}\0{size}\0".encode("utf-8", "surrogateescape")
-
-
-def changed(key: str, path: str, size: int | None, listed: int) -> UsageError:
-    """That a file is not the one that was indexed: of another size, or None where it is gone."""
-    found = "is gone" if size is None else f"has {size:,} bytes"
-    remedy = "put it back, or start anew, which indexes again (a folder of latents keeps its index: encode to another folder)"
-    return UsageError(f"{key}: {path} has changed since it was indexed: it {found}, the index has {listed:,} bytes; {remedy}")
 
 
 def told(items: Iterable[T], what: str, of: int | None = None) -> Iterator[T]:

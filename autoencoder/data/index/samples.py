@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from autoencoder.data.index.listed import Listed
 from autoencoder.data.index.members import SHORT, TEXT, is_text, members_of
-from autoencoder.data.index.opening import Listed, files_told, fingerprint, stat_files, told
+from autoencoder.data.index.opening import files_told, fingerprint, stat_files, told
 from autoencoder.data.index.table import Index, table_of
 from autoencoder.data.paths import IMAGE_EXTENSIONS, Location
 from autoencoder.runtime.errors import ConfigError, sibling

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from autoencoder.runtime.errors import UsageError
 
-VERSION = 1
+VERSION = 2
 _CHUNK = 2**14
 """Rows that are Python objects at a time while an index is made."""
 _FACTS = b"firststage"
