@@ -11,11 +11,12 @@ from diffusion.space import LatentSpace
 
 _CLASSES_SHOWN = 20
 _NAMES = {
-    "loss": "Validation loss (squared error of the velocity a latent value; 2 untrained)",
     "frechet": "Fréchet distance of samples to held-out latents",
     "frechet_floor": "... of training latents (what a perfect model would have)",
     "frechet_untrained": "... of an untrained model's samples",
 }
+_HEADS = {"velocity": "the velocity", "v": "v", "epsilon": "the noise"}
+"""What a network gives, in words."""
 _SETTINGS = ("data", "conditioning", "denoiser", "process", "sampling", "optimizer", "train")
 WEIGHTS, ACCOUNT = "Weights", "Account"
 AFTER = ("Measured", "Recipe", "Data", "Provenance")
@@ -40,7 +41,8 @@ def model_card(config: TrainDiffusionConfig, space: LatentSpace, *, evaluation: 
         shown = [f"{i}: {name}" for i, name in enumerate(space.labels[:_CLASSES_SHOWN])]
         more = [f"... {space.classes - _CLASSES_SHOWN} more in `model_index.json`"] if space.classes > _CLASSES_SHOWN else []
         card = card.with_section("Classes", ", ".join(shown + more))
-    measured = table([(_NAMES.get(name, name), f"{metric['mean']:.4g}") for name, metric in evaluation["metrics"].items()])
+    names = {"loss": _loss_words(config.process), **_NAMES}
+    measured = table([(names.get(name, name), f"{metric['mean']:.4g}") for name, metric in evaluation["metrics"].items()])
     told = evaluation.get("frechet_on")
     card = card.with_section("Measured", f"{measured}\n\n{told}" if told else measured)
     settings = {name: value for name, value in plain(config).items() if name in _SETTINGS}
@@ -92,8 +94,15 @@ def process_words(process: ProcessConfig) -> str:
     """What kind of model it is."""
     if process.name == "flow":
         return "flow-matching model"
-    predicted = "the noise" if process.prediction == "epsilon" else "v"
-    return f"variance-preserving diffusion model that predicts {predicted}"
+    return f"variance-preserving diffusion model that predicts {_HEADS[process.head]}"
+
+
+def _loss_words(process: ProcessConfig) -> str:
+    """What the validation loss is of, and what it is where the network gives 0: of the velocity two unit variances, of others one."""
+    of = f"Validation loss (squared error of {_HEADS[process.head]} a latent value"
+    if process.weight != "unit":
+        return f"{of}, weighted over t: {process.weight})"
+    return f"{of}; {2 if process.head == 'velocity' else 1} untrained)"
 
 
 def _recipe(config: TrainDiffusionConfig, space: LatentSpace, provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -103,11 +112,12 @@ def _recipe(config: TrainDiffusionConfig, space: LatentSpace, provenance: Mappin
     rate = f"learning rate {optimizer.lr:g}" + (f" (Muon's {optimizer.muon_lr:g})" if optimizer.name == "muon" else "")
     seen = count(train.images, "train.images")
     return [
-        ("Process", process_words(config.process)),
+        ("Process", f"{process_words(config.process)}; times {config.process.times}, loss weights {config.process.weight}"),
         ("Network", f"{network['layers']} blocks, width {width}, {network['heads']} heads, {tokens} tokens{millions}"),
         ("Optimiser", f"{optimizer.name}, {rate}, {optimizer.schedule}"),
         ("Length", f"{seen:,} latents in batches of {train.batch_size}, {seen / max(1, space.rows):.1f} epochs of {space.rows:,} rows"),
         ("Classes left out in training", f"{config.conditioning.dropout:.0%}" if space.classes else "no classes"),
+        *([("Weights", str(provenance["weights"]))] if "weights" in provenance else []),
         ("Precision", str(provenance.get("precision", train.precision))),
     ]
 

@@ -182,7 +182,13 @@ def test_a_pipelines_card_tells_recipe_and_data_of_the_hub() -> None:
         {"name": "owner/birds (train)", "fingerprint": "0123456789abcdef", "images": 500},
         {"name": "/home/me/more", "fingerprint": "0" * 64, "images": 100},
     ]
-    provenance = {"latents": {"data": sources}, "parameters": 33_000_000, "precision": "bf16", "notes": ["the decoder of /home/me/vae"]}
+    provenance = {
+        "weights": "the best",
+        "latents": {"data": sources},
+        "parameters": 33_000_000,
+        "precision": "bf16",
+        "notes": ["the decoder of /home/me/vae"],
+    }
     config = TrainDiffusionConfig(
         latents="/home/me/latents", out="/home/me/run", vae="/home/me/vae", process=ProcessConfig(name="vp", prediction="epsilon")
     )
@@ -192,7 +198,9 @@ def test_a_pipelines_card_tells_recipe_and_data_of_the_hub() -> None:
     assert ModelCard(text).data.datasets == ["owner/birds"]
     assert "flow-matching" not in (ModelCard(text).data.tags or [])
     assert "variance-preserving diffusion model that predicts the noise" in text
+    assert "| Validation loss (squared error of the noise a latent value; 1 untrained) | 0.5 |" in text
     assert "33.0M parameters" in section(text, "Recipe") and "| Precision | bf16 |" in section(text, "Recipe")
+    assert "| Weights | the best |" in section(text, "Recipe") and "times logit_normal, loss weights unit" in section(text, "Recipe")
     assert "schedule: linear" in section(text, "Recipe")
     assert "| owner/birds (train) | 500 images |" in section(text, "Data")
     assert "/home" not in text and '"the decoder of vae"' in section(text, "Provenance")
