@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from autoencoder.export_folder import RECORD, published
 from autoencoder.runtime.errors import ConfigError, UsageError
 from diffusion import export
 from diffusion.account_card import read_account
+from diffusion.config import ProcessConfig
 from diffusion.pipeline import run_stock
 from diffusion.pipeline_path import network_hash
 from diffusion.variants import Reference, check_fp16, request
@@ -157,6 +159,46 @@ def test_exporting_again_replaces_the_export_and_loses_what_is_not_asked_for(run
     (out / "README.md").write_text("mine")
     assert main(run, out) == 2
     assert (out / "README.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("process", "shift"),
+    [
+        (ProcessConfig(), 3.0),
+        (ProcessConfig(name="vp"), 1.0),
+        (ProcessConfig(name="vp", prediction="epsilon", schedule="squaredcos_cap_v2"), 1.0),
+    ],
+)
+def test_every_process_is_exported_and_gated_against_our_own_sampler(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], process: ProcessConfig, shift: float
+) -> None:
+    folder = write_ungated(parts(None, process=process, time_shift=shift), tmp_path / "run" / "pipeline")
+    assert main(folder, tmp_path / "out", "--variants", "bf16,fp16") == 0
+    said = capsys.readouterr().out
+    assert float(re.search(r"our own sampler's by (\S+);", said)[1]) < 1e-3  # type: ignore[index]
+    told = json.loads((tmp_path / "out" / RECORD).read_text())["variants"]
+    assert told["fp16"]["psnr_db"] > told["bf16"]["psnr_db"] > 20
+
+
+def test_weights_that_stock_code_samples_otherwise_are_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusion import variants
+
+    exact = variants.sample_as_stock
+    monkeypatch.setattr(variants, "sample_as_stock", lambda *arguments: exact(*arguments) + 2e-3)
+    assert "stock diffusers samples something else than we do (latents differ by 0.002)" in refusal(capsys, run, tmp_path / "out")
+    monkeypatch.setattr(variants, "sample_as_stock", lambda *arguments: exact(*arguments) + math.nan)
+    assert "samples something else" in refusal(capsys, run, tmp_path / "out")
+
+
+def test_a_scheduler_of_others_is_said_and_not_compared(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(run, tmp_path / "copy") == 0
+    file = tmp_path / "copy" / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "flow_shift": 2.0, "thresholding": True}))
+    capsys.readouterr()
+    assert main(tmp_path / "copy", tmp_path / "out") == 0
+    assert "its scheduler is not ours" in capsys.readouterr().out
 
 
 def test_only_what_was_written_is_sent(run: Path, tmp_path: Path, hub: FakeHub, capsys: pytest.CaptureFixture[str]) -> None:
