@@ -21,18 +21,15 @@ def section(told: dict[str, Any]) -> str:
         ),
     ]
     if told["same_images"]:
-        parts.append(
-            _wrapped("but: these are the images that the prior was trained on, which it may know by heart; give held-out ones")
-        )
+        parts.append(_wrapped("but: these are the images that the prior was trained on, which it may know by heart; give held-out ones"))
     rows = [("standard normal", "standard_normal"), ("diffusion model", "learned"), ("the same, calibrated", "calibrated")]
     discrete = "bits_per_dim" in told["learned"]
-    parts.append(f"  {'prior':24}{'NLL':>12}{'rate':>26}{'total':>26}{'bits/dim' if discrete else '':>24}")
+    parts.append(f"  {'prior':21}{'NLL':>10}{'rate':>25}{'total':>28}{'bits/dim' if discrete else '':>28}".rstrip())
     for name, key in rows:
         its = told[key]
+        nll, rate, total = f"{told['nll_nats']['mean']:.1f}", _figure(its["rate_nats"], 1), _figure(its["total_nats"], 1)
         bits = _figure(its["bits_per_dim"], 4) if discrete else ""
-        parts.append(
-            f"  {name:24}{told['nll_nats']['mean']:>12.1f}{_figure(its['rate_nats'], 1):>26}{_figure(its['total_nats'], 1):>26}{bits:>24}"
-        )
+        parts.append(f"  {name:21}{nll:>10}{rate:>25}{total:>28}{bits:>28}".rstrip())
     saved = told["saved_nats"]
     parts.append(
         f"  the learned prior saves {_figure(saved, 2)} nats an image (calibrated: {_figure(told['calibrated_saved_nats'], 2)}), of which"
@@ -74,14 +71,12 @@ def _line(name: str, entry: dict[str, Any]) -> str:
 
 def _price(told: dict[str, Any]) -> list[str]:
     learned, best, trained = told["learned"], told["best_beta"], told["effective_beta"]
-    less = (
-        "above 1: less noise in the posterior would lower" if learned["value"] > 1 else "below 1: more noise in the posterior would lower"
-    )
+    less, above = ("less", "above") if learned["value"] > 1 else ("more", "below")
     lines = [
         f"price of the rate: at the margin one more nat of the learned rate buys {_ratio(learned)} nats of NLL ({above} 1: {less} noise in "
         f"the posterior would lower the total); one more nat of KL to the standard normal buys {_ratio(told['standard_normal'])}"
     ]
-    now = f", where this one was trained at an effective beta of {trained:.3g}" if trained else ""
+    now = f", where this one was trained at an effective {trained:.3g}" if trained else ""
     lines.append(
         f"a nat of KL costs {_ratio(best)} nats of the learned rate: to first order the beta to train with for the sake of this total{now}; "
         "a slope at one network, not a search (docs/account.md)"

@@ -82,18 +82,18 @@ def test_the_bound_of_the_analytic_denoiser_is_the_gaussians_cross_entropy(name:
 @pytest.mark.parametrize("name", PROCESSES)
 def test_the_odes_value_is_the_density_of_what_it_samples(name: str) -> None:
     process, truth = PROCESSES[name], Gaussian()
-    rows, (low, high) = truth.rows(6), log_snr_ends(process)
+    rows, (low, high) = truth.rows(4), log_snr_ends(process)
     denoiser = truth.denoiser(process)
-    exact = ode_values(denoiser, rows, process, low=low, high=high, rtol=1e-7, atol=1e-7)
-    # The flow takes each axis from N(alpha mean, alpha**2 v + sigma**2) at one end to that at the other, and there it is held against N(0, 1).
+    exact = ode_values(denoiser, rows, process, low=low, high=high, rtol=1e-6, atol=1e-6)
+    # The flow takes each axis from N(alpha mean, alpha**2 v + sigma**2) at one end to the same at the other, where it is held to N(0, 1).
     (a, b), along = (torch.sigmoid(torch.tensor(end, dtype=torch.float64)) for end in (high, low)), truth.mean @ truth.axes
     begins, ends = a * truth.variances + 1 - a, b * truth.variances + 1 - b
     arrived = (ends / begins * a).sqrt() * ((rows.values.flatten(1) - truth.mean) @ truth.axes) + b.sqrt() * along
     expected = 0.5 * (arrived.square() + math.log(2 * math.pi) - (ends / begins).log() - a.log()).sum(1)
-    torch.testing.assert_close(exact.nats, expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(exact.nats, expected, atol=1e-3, rtol=0)
     assert (exact.nats - truth.nats(rows)).mean().abs() < 1e-3 * DIMS
     assert exact.errors.eq(0).all() and exact.evaluations > 10
-    probed = ode_values(denoiser, rows, process, low=low, high=high, probes=64, rtol=1e-5, atol=1e-5)
+    probed = ode_values(denoiser, rows, process, low=low, high=high, probes=64, rtol=1e-4, atol=1e-4)
     assert ((probed.nats - exact.nats).abs() < 4 * probed.errors).all()
     assert (probed.errors < 0.2 * DIMS).all()
 
@@ -101,7 +101,7 @@ def test_the_odes_value_is_the_density_of_what_it_samples(name: str) -> None:
 def test_a_wrong_denoiser_costs_what_quadrature_says() -> None:
     process, truth = flow(), Gaussian(scale=0.8)
     truth.mean.zero_()
-    rows, sampler = truth.rows(4000), evenly(level_edges(process))
+    rows, sampler = truth.rows(2000), evenly(level_edges(process))
     found = Estimate.of(bound(truth.denoiser(process), rows, process, sampler, draws=60, seed=0).nats[None])
 
     def integrand(log_snr: float, variance: float) -> float:
@@ -126,14 +126,14 @@ def test_the_sampler_is_unbiased_and_better_than_even_draws() -> None:
         made = [dataclasses.replace(rows, numbers=range(400 * k, 400 * (k + 1))) for k in range(number)]
         return torch.stack([bound(denoiser, m, process, sampler, draws=4, seed=0).nats for m in made])  # type: ignore[arg-type]
 
-    planned, plainly = Estimate.of(replicates(chosen.sampler, 8)), Estimate.of(replicates(even, 8))
-    reference = Estimate.of(bound(denoiser, rows, process, even, draws=400, seed=1).nats[None]).mean
+    planned, plainly = Estimate.of(replicates(chosen.sampler, 6)), Estimate.of(replicates(even, 6))
+    reference = Estimate.of(bound(denoiser, rows, process, even, draws=200, seed=1).nats[None]).mean
     for found in (planned, plainly):
         assert found.mean == pytest.approx(reference, abs=4 * found.monte_carlo + 0.01)
     assert planned.monte_carlo < 0.7 * plainly.monte_carlo
     # Each level alone is as unbiased as the whole.
-    levels = torch.stack([bound(denoiser, rows, process, s, draws=200, seed=2).levels.sum(2).mean(0) for s in (chosen.sampler, even)])
-    torch.testing.assert_close(levels[0], levels[1], atol=0.03, rtol=0.02)
+    levels = torch.stack([bound(denoiser, rows, process, s, draws=100, seed=2).levels.sum(2).mean(0) for s in (chosen.sampler, even)])
+    torch.testing.assert_close(levels[0], levels[1], atol=0.04, rtol=0.03)
 
 
 def test_draws_follow_the_density() -> None:
@@ -151,7 +151,8 @@ def test_a_prior_that_is_gaussian_has_its_density_in_levels_and_ends() -> None:
     process, rows = flow(), Gaussian().rows(5)
     mean, std = torch.tensor([0.3, -1.0, 0.1]), torch.tensor([0.5, 1.3, 2.0])
     edges = torch.linspace(-30, 40, 5, dtype=torch.float64)
-    terms = assemble(rows.values, process, edges, gaussian_levels(rows.values, mean, std, edges) - gaussian_levels(rows.values, torch.zeros(3), torch.ones(3), edges))  # fmt: skip
+    differences = gaussian_levels(rows.values, mean, std, edges) - gaussian_levels(rows.values, torch.zeros(3), torch.ones(3), edges)
+    terms = assemble(rows.values, process, edges, differences)
     exact = -torch.distributions.Normal(mean.view(-1, 1, 1).double(), std.view(-1, 1, 1).double()).log_prob(rows.values).flatten(2).sum(2)
     torch.testing.assert_close(terms.channels, exact, atol=1e-6, rtol=0)
 
@@ -174,12 +175,12 @@ def test_what_training_has_starved_is_left_out_or_calibrated_away() -> None:
 
     def starved(noisy: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         log_snr = process.path.log_snr(t).view(-1, 1, 1, 1)
-        wrong = torch.where(log_snr > 4, 1.5, 1.0)
+        wrong = torch.where(log_snr > 0, 1.5, 1.0)
         return process.output(noisy, wrong * process.denoised(noisy, knows(noisy, t, labels), t), t)
 
     chosen = plan(starved, truth.rows(400), process, seed=0)
     edges, rows = chosen.sampler.edges, truth.rows(1000, 9000)
-    assert 3 <= edges[chosen.levels] <= 5 and chosen.calibrated_levels > chosen.levels
+    assert -1 <= edges[chosen.levels] <= 1 and chosen.calibrated_levels > chosen.levels
     own, calibrated = planned_bounds(starved, rows, process, chosen, draws=32, seed=0)
     exact = truth.nats(rows)
     gaps = [Estimate.of((terms.nats - exact)[None]) for terms in (own, calibrated)]
@@ -241,10 +242,10 @@ def test_a_trained_networks_bound_is_above_the_entropy_of_a_mixture_and_near_it(
         return (torch.randint(0, 2, (number, 1, 1, 1)) * 2 - 1) * apart + width * torch.randn(number, 1, 1, 1)
 
     optimizer = torch.optim.Adam(network.parameters(), lr=4e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 1500)
-    for _ in range(1500):
-        latents, noise, t = draw(512), torch.randn(512, 1, 1, 1), torch.sigmoid(1.5 * torch.randn(512))
-        labels = torch.zeros(512, dtype=torch.int64)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 1000)
+    for _ in range(1000):
+        latents, noise, t = draw(384), torch.randn(384, 1, 1, 1), torch.sigmoid(1.5 * torch.randn(384))
+        labels = torch.zeros(384, dtype=torch.int64)
         loss = process.squared_error(network(process.noisy(latents, noise, t), t, labels), latents, noise, t).mean()
         optimizer.zero_grad()
         loss.backward()
