@@ -78,7 +78,7 @@ def _price(told: dict[str, Any]) -> list[str]:
     ]
     now = f", where this one was trained at an effective {trained:.3g}" if trained else ""
     lines.append(
-        f"a nat of KL costs {_ratio(best)} nats of the learned rate: to first order the beta to train with for the sake of this total{now}; "
+        f"a nat of KL costs {_ratio(best)} nats of the learned rate: to first order the beta to train with for this total{now}; "
         "a slope at one network, not a search (docs/account.md)"
     )
     return lines
