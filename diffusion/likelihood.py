@@ -151,13 +151,24 @@ def bound(
 
 @torch.no_grad()
 def evaluations(
-    denoiser: Denoise, rows: Latents, process: Process, sampler: LevelSampler, *, draws: int, seed: int, batch_size: int
+    denoiser: Denoise,
+    rows: Latents,
+    process: Process,
+    sampler: LevelSampler,
+    *,
+    draws: int,
+    seed: int,
+    batch_size: int,
+    stream: str = "likelihood",
 ) -> Iterator[Evaluated]:
-    """The network at systematic draws of the sampler, (u + j) / m for a row's u in [0, 1) and j < m: about `batch_size` at once."""
+    """The network at systematic draws of the sampler, (u + j) / m for a row's u in [0, 1) and j < m: about `batch_size` at once.
+
+    u and the noise are functions of (seed, stream, the row's number).
+    """
     device, at_once = rows.values.device, max(1, batch_size // draws)
     for start in range(0, len(rows), at_once):
         part = slice(start, min(start + at_once, len(rows)))
-        streams = [generator(seed, "likelihood", number) for number in rows.numbers[part]]
+        streams = [generator(seed, stream, number) for number in rows.numbers[part]]
         offsets = torch.tensor([stream.random() for stream in streams], dtype=torch.float64)
         shape = (draws, *rows.values.shape[1:])
         noise = torch.from_numpy(np.stack([stream.standard_normal(shape, dtype=np.float32) for stream in streams])).to(device).double()

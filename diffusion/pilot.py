@@ -69,7 +69,9 @@ def plan(denoiser: Denoise, rows: Latents, process: Process, *, seed: int, batch
     number, channels, dims = len(edges) - 1, rows.values.shape[1], rows.values[0].numel()
     differences, squares = torch.zeros(number, channels, dtype=torch.float64), torch.zeros(number, dtype=torch.float64)
     fit = _Fit(number, channels)
-    for evaluated in evaluations(denoiser, rows, process, evenly(edges), draws=number, seed=seed, batch_size=batch_size):
+    for evaluated in evaluations(
+        denoiser, rows, process, evenly(edges), draws=number, seed=seed, batch_size=batch_size, stream="likelihood pilot"
+    ):
         nats = level_differences(evaluated, evaluated.noise_hat, number)  # of one draw in each level
         differences += nats.sum(0)
         squares += nats.sum(2).square().sum(0)

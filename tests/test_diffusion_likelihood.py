@@ -201,7 +201,9 @@ def test_a_calibration_is_the_least_squares_of_its_level() -> None:
     process, truth = flow(), Gaussian(scale=0.6)
     denoiser, rows = truth.denoiser(process), truth.rows(50)
     chosen = plan(denoiser, rows, process, seed=0)
-    (evaluated,) = evaluations(denoiser, rows, process, evenly(level_edges(process)), draws=30, seed=0, batch_size=5000)
+    (evaluated,) = evaluations(
+        denoiser, rows, process, evenly(level_edges(process)), draws=30, seed=0, batch_size=5000, stream="likelihood pilot"
+    )
     level, channel = 14, 1
     at = [values[:, level, channel].flatten() for values in (evaluated.noise_hat, evaluated.denoised, evaluated.noise)]
     expected = np.linalg.lstsq(torch.stack(at[:2], 1).numpy(), at[2].numpy(), rcond=None)[0]
