@@ -18,10 +18,12 @@ from autoencoder.identity import identity
 from autoencoder.likelihood import DiscretizedLogistic
 from autoencoder.posterior import DiagonalGaussian
 from diffusion import account, command, evaluate, price
+from diffusion.data import hold_out
 from diffusion.denoiser import NULL_CLASS
-from diffusion.learned_prior import LearnedPrior, open_prior
+from diffusion.learned_prior import LearnedPrior, open_prior, pilot_latents
 from diffusion.likelihood import Latents
 from diffusion.process import flow
+from tests import diffusion_children, small_latents
 from tests.pipelines import CLASSES, SIDE, parts, write_ungated
 
 CROPS = 6
@@ -231,3 +233,41 @@ def test_the_error_of_a_ratio_is_the_spread_of_repeated_studies() -> None:
 def test_a_likelihood_of_densities_has_no_bits(pair: Pair, tmp_path: Path, without_latents: None) -> None:
     given = ["--likelihood.name=gaussian", "--likelihood.scale=0.1", "--account.price=false"]
     assert "bits_per_dim" not in measured(pair, tmp_path / "a.json", *given)["account"]["learned"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, small_latents.Data]:
+    """A finished diffusion run of few steps and its data."""
+    root = tmp_path_factory.mktemp("run")
+    made = small_latents.write_data(root / "data")
+    argv = [*diffusion_children.SMALL_DIFFUSION, "--latents", str(made.latents), "--out", str(root / "run"), "--sampling.evaluate=0"]
+    assert diffusion_children.run(argv) == 0
+    return root / "run", made
+
+
+def test_a_run_tells_where_its_training_rows_are(
+    run: tuple[Path, small_latents.Data], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, made = run
+    argv = ["--model", str(made.vae), "--pipeline", str(folder), f"--data.source={made.photos}", "--data.resolution=16"]
+    options = ["--likelihood.name=discretized_logistic", "--likelihood.scale=0.1", "--account.images=12", "--account.price=false", *QUICK]
+    assert evaluate.main([*argv, *options, "--out", str(tmp_path / "a.json")]) == 0
+    told = json.loads((tmp_path / "a.json").read_text())["account"]
+    assert told["pilot"] == {"latents": str(made.latents), "rows": 8} and told["labelled"] == 12
+    # Those are the images that were encoded.
+    assert told["same_images"] and "may know by heart" in capsys.readouterr().out
+    other = refusal(capsys, [*argv, *options, f"--account.latents={made.other_latents}"])
+    assert "account.latents: latents of another encoder" in other and other.count("encoder_hash") == 2
+
+
+def test_pilot_rows_are_none_that_were_held_out(run: tuple[Path, small_latents.Data]) -> None:
+    folder, made = run
+    prior = open_prior(str(folder), torch.device("cpu"))
+    rows, stored = pilot_latents(prior, str(folder), None, most=10_000, seed=0, labelled=True, device=torch.device("cpu"))
+    training, held_out = hold_out(stored, 512)
+    assert list(rows.numbers) == training.tolist() and not set(rows.numbers) & set(held_out.tolist())
+    assert rows.labels.tolist() == stored.gather(training).label.tolist()
+    # Draws of the posterior, normalised.
+    assert abs(float(rows.values.std()) - 1) < 0.1 and abs(float(rows.values.mean())) < 0.1
+    everything, _ = pilot_latents(prior, str(folder), str(made.latents), most=10_000, seed=0, labelled=False, device=torch.device("cpu"))
+    assert len(everything) == len(stored) and set(everything.labels.tolist()) == {NULL_CLASS}
