@@ -142,7 +142,8 @@ def _scheduler(config: TrainDiffusionConfig) -> str:
     euler = "`DiTPipeline` runs Euler schedulers wrongly in silence."
     if config.process.name == "flow":
         return f"Keep the scheduler or another DPM-Solver++ on flow sigmas: {euler}"
-    return f"Keep the scheduler or take `DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)`: {euler}"
+    ddim = '`DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False, timestep_spacing="trailing")`'
+    return f"Keep the scheduler or take {ddim}: {euler}"
 
 
 def _call(config: TrainDiffusionConfig, space: LatentSpace) -> str:

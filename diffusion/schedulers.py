@@ -27,7 +27,7 @@ def build_scheduler(config: ProcessConfig, time_shift: float = 1.0) -> DPMSolver
     table: dict[str, Any] = {"beta_schedule": config.schedule}
     if config.schedule in BETAS:
         table["beta_start"], table["beta_end"] = BETAS[config.schedule]
-    return _dpm("epsilon" if config.prediction == "epsilon" else "v", lambda_min_clipped=LEAST_LOG_SNR / 2, **table)
+    return _dpm(config.head, lambda_min_clipped=LEAST_LOG_SNR / 2, **table)
 
 
 def integrate(
