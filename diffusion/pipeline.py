@@ -156,7 +156,7 @@ def sample_as_stock(
     told = scheduler.timesteps.double() / TIMESTEPS
     # A flow's noise levels lie between the timesteps that its network is told.
     times = scheduler.sigmas[:-1].double() if process.name == "flow" else told
-    grid = [sampling.Level(float(t), *ours.path.scales(time)) for t, time in zip(told, times, strict=True)]
+    grid = [sampling.level(ours, t, told=whole) for t, whole in zip(times.tolist(), told.tolist(), strict=True)]
     labels = torch.tensor(request["class_labels"])
     start = torch.randn((len(labels), *shape), generator=torch.Generator().manual_seed(request["seed"]))
     output = sampling.guided(denoiser, labels, request["guidance_scale"])

@@ -20,10 +20,8 @@ class Level:
 
     t: float
     """The time that the network is told."""
-    alpha: Tensor
-    """(), float64."""
-    sigma: Tensor
-    """(), float64."""
+    alpha: float
+    sigma: float
     trained: bool = True
     """Whether a network is trained there: where nothing is left of the noise, none of a variance-preserving process is."""
 
@@ -47,16 +45,18 @@ def levels(process: Process, steps: int, time_shift: float = 1.0) -> list[Level]
     """
     if process.head == "velocity":
         times = shifted(np.linspace(1 - 1 / TIMESTEPS, 0, steps + 1), time_shift)
-        return [_level(process, float(t)) for t in times]
+        return [level(process, t) for t in times.tolist()]
     first = float(process.path.time(torch.tensor(LEAST_LOG_SNR, dtype=torch.float64)))
-    return [*(_level(process, float(t)) for t in np.linspace(first, process.path.times[0], steps)), CLEAN]
+    return [*(level(process, t) for t in np.linspace(first, process.path.times[0], steps).tolist()), CLEAN]
 
 
-def _level(process: Process, t: float) -> Level:
-    return Level(t, *process.path.scales(torch.tensor(t, dtype=torch.float64)))
+def level(process: Process, t: float, told: float | None = None) -> Level:
+    """The level of a process at t, of which the network is told t, or another time."""
+    alpha, sigma = process.path.scales(torch.tensor(t, dtype=torch.float64))
+    return Level(t if told is None else told, float(alpha), float(sigma))
 
 
-CLEAN = Level(0.0, torch.tensor(1.0, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64), trained=False)
+CLEAN = Level(0.0, 1.0, 0.0, trained=False)
 """The end of a variance-preserving sample."""
 
 
@@ -120,7 +120,8 @@ def estimates(process: Process, output: Output) -> Estimate:
     """What a network's output says of latents and noise."""
 
     def estimate(x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-        return process.solve(x, output(x, level.t), level.alpha, level.sigma)
+        alpha, sigma = (torch.full((), scale, dtype=x.dtype, device=x.device) for scale in (level.alpha, level.sigma))
+        return process.solve(x, output(x, level.t), alpha, sigma)
 
     return estimate
 

@@ -1,10 +1,12 @@
 """A process on Gaussian data, N(MEAN, STD**2) in each value: what is expected of latents and noise, and its flow, in closed form."""
 
+import math
+
 from torch import Tensor, nn
 
 from diffusion.config import ProcessConfig
 from diffusion.process import Process
-from diffusion.sampling import Level
+from diffusion.sampling import Level, level
 
 MEAN, STD = 0.7, 0.5
 PROCESSES = {
@@ -17,15 +19,15 @@ PROCESSES = {
 }
 
 
-def spread(level: Level) -> Tensor:
+def spread(at: Level) -> float:
     """The standard deviation of x = alpha latents + sigma noise."""
-    return ((level.alpha * STD) ** 2 + level.sigma**2).sqrt()
+    return math.hypot(at.alpha * STD, at.sigma)
 
 
-def expected(x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+def expected(x: Tensor, at: Level) -> tuple[Tensor, Tensor]:
     """E[latents | x] and E[noise | x]: latents, noise and x are jointly Gaussian."""
-    surprise = (x - level.alpha * MEAN) / spread(level) ** 2
-    return MEAN + level.alpha * STD**2 * surprise, level.sigma * surprise
+    surprise = (x - at.alpha * MEAN) / spread(at) ** 2
+    return MEAN + at.alpha * STD**2 * surprise, at.sigma * surprise
 
 
 def flow_map(x: Tensor, start: Level, end: Level) -> Tensor:
@@ -42,5 +44,4 @@ class Perfect(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         self.rows.append(len(x))
-        level = Level(float(t[0]), *self.process.path.scales(t[0].double()))
-        return self.process.target(*expected(x, level), t)
+        return self.process.target(*expected(x, level(self.process, float(t[0]))), t)

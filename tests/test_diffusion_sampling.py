@@ -30,7 +30,7 @@ def trained_levels(process: Process, steps: int) -> list[Level]:
 
 
 def at(process: Process, *times: float) -> list[Level]:
-    return [Level(t, *process.path.scales(torch.tensor(t, dtype=torch.float64))) for t in times]
+    return [sampling.level(process, t) for t in times]
 
 
 class Linear(nn.Module):
@@ -131,7 +131,7 @@ def test_heun_evaluates_twice_a_step_at_the_grids_times_and_euler_once() -> None
 def test_a_flows_grid_is_diffusers_flow_schedulers_shifted_or_not(steps: int, shift: float) -> None:
     scheduler = build_scheduler(ProcessConfig(), shift)
     scheduler.set_timesteps(steps)
-    ours = [float(level.sigma) for level in sampling.levels(flow(), steps, shift)]
+    ours = [level.sigma for level in sampling.levels(flow(), steps, shift)]
     np.testing.assert_allclose(ours, scheduler.sigmas.numpy(), rtol=0, atol=1e-7)
 
 
@@ -140,7 +140,7 @@ def test_a_shift_lowers_every_log_snr_by_as_much(shift: float) -> None:
     plain, moved = (sampling.levels(flow(), 10, s)[:-1] for s in (1.0, shift))
     for before, after in zip(plain, moved, strict=True):
         ratio = (before.alpha / before.sigma) / (after.alpha / after.sigma)
-        assert float(ratio) == pytest.approx(shift, rel=1e-9)
+        assert ratio == pytest.approx(shift, rel=1e-9)
 
 
 @pytest.mark.parametrize("name", [name for name in PROCESSES if name != "flow"])
@@ -154,7 +154,7 @@ def test_a_tables_grid_begins_where_stocks_does_and_ends_without_noise(name: str
     assert abs(grid[0].t * 1000 - int(scheduler.timesteps[0])) < 2
     assert float(process.path.log_snr(torch.tensor(grid[0].t, dtype=torch.float64))) > LEAST_LOG_SNR - 1e-6
     assert grid[-2].t == 0
-    assert (float(grid[-1].alpha), float(grid[-1].sigma), grid[-1].trained) == (1, 0, False)
+    assert (grid[-1].alpha, grid[-1].sigma, grid[-1].trained) == (1, 0, False)
     assert all(a.t > b.t for a, b in pairwise(grid[:-1]))
     assert len(sampling.levels(process, 1)) == 2
 
