@@ -266,7 +266,14 @@ def account_of(folder: Path, **changes: Any) -> dict[str, Any]:
         name: {"rate_nats": figure(rate), "total_nats": figure(1000 + rate), "bits_per_dim": figure((1000 + rate) / 768)}
         for name, rate in (("standard_normal", 300.0), ("learned", 250.0), ("calibrated", 240.0))
     }
-    account = {"network_hash": network_hash(folder), "crops": 64, "images": 60, "labelled": 5, "nll_nats": figure(1000.0)} | priors
+    account = {
+        "network_hash": network_hash(folder),
+        "crops": 64,
+        "images": 60,
+        "labelled": 5,
+        "log_snr": [-12.0, 5.0],
+        "nll_nats": figure(1000.0),
+    } | priors
     data = {"source": "owner/birds (test)", "fingerprint": "0123456789abcdef", "images": 60}
     return {"account": {**account, "saved_nats": figure(50.0), **changes}, "provenance": {**of, "data": data}}
 
@@ -281,7 +288,8 @@ def test_the_account_goes_into_card_and_model_index(run: Path, tmp_path: Path) -
     section = card.text.split("## Account\n")[1].split("\n## ")[0]
     assert "| Rate, E_q[−log p(z)] − H(q(z\\|x)) | 300 ± 0.5 | 250 ± 0.5 | 240 ± 0.5 |" in section
     assert (
-        "saves 50 ± 0.5 nats an image" in section and "64 crops of 60 images (owner/birds (test), 5 of them given their class)" in section
+        "saves 50 ± 0.5 nats an image" in section
+        and "64 crops of 60 images (owner/birds (test), 5 of them given their class), log SNR from -12 to 5." in section
     )
 
 
