@@ -31,6 +31,7 @@ from diffusion.learned_prior import LearnedPrior, open_prior, pilot_latents
 from diffusion.likelihood import Estimate, Latents, Terms, gaussian_levels
 from diffusion.ode_likelihood import ode_values
 from diffusion.pilot import Plan, plan, planned_bounds
+from diffusion.pipeline_path import network_hash, pipeline_folder
 from diffusion.price import Rates, Slopes
 
 REPLICATES = 2
@@ -45,7 +46,8 @@ def prepare(config: EvaluatePairConfig, opened: Opened) -> Callable[[Report], Re
     Raises:
         UsageError: no likelihood, a posterior or prior that is not Gaussian, another encoder's pipeline, or latents of another shape.
     """
-    path = str(config.pipeline)
+    path, folder = str(config.pipeline), pipeline_folder(str(config.pipeline))
+    assert folder is not None
     if opened.likelihood is None:
         raise ConfigError("pipeline", path, "the account needs the model's likelihood: give likelihood.name and likelihood.scale")
     if opened.family is not None:
@@ -66,6 +68,7 @@ def prepare(config: EvaluatePairConfig, opened: Opened) -> Callable[[Report], Re
     )
     told = {
         "pipeline": path,
+        "network_hash": network_hash(folder),
         "process": prior.process.head,
         "pilot": {"latents": str(stored.folder), "rows": len(pilot)},
         "same_images": any(s["source"]["fingerprint"] == opened.source.fingerprint for s in stored.manifest["segments"]),

@@ -112,15 +112,15 @@ def test_a_prior_that_is_the_standard_normal_saves_nothing(
         return dataclasses.replace(prior, denoiser=StandardNormal(prior))  # type: ignore[arg-type]
 
     monkeypatch.setattr(account, "open_prior", known)
-    told = measured(pair, tmp_path / "a.json", "--account.draws=64", "--account.ode_rows=2")["account"]
+    told = measured(pair, tmp_path / "a.json", "--account.draws=512", "--account.ode_rows=2")["account"]
     dims = 4 * (SIDE // 2) ** 2
     # Normalisation and its volume cancel; what is left is below the ends of the log SNR.
     assert abs(told["saved_nats"]["mean"]) < 3 * told["saved_nats"]["monte_carlo"] + 5e-4 * dims
-    assert told["saved_nats"]["monte_carlo"] < 0.02 * dims
+    assert told["saved_nats"]["monte_carlo"] < 0.008 * dims
     for channel in told["channels"]:
         assert abs(channel["saved_nats"]["mean"]) < 4 * channel["saved_nats"]["monte_carlo"] + 5e-4 * dims
-    assert told["price"]["learned"]["value"] == pytest.approx(told["price"]["standard_normal"]["value"], rel=0.02)
-    assert told["price"]["best_beta"]["value"] == pytest.approx(1, rel=0.02)
+    assert told["price"]["learned"]["value"] == pytest.approx(told["price"]["standard_normal"]["value"], rel=0.15)
+    assert told["price"]["best_beta"]["value"] == pytest.approx(1, rel=0.15)
     assert told["ode"]["bound_less_ode_nats"] == pytest.approx(0, abs=4 * told["saved_nats"]["monte_carlo"] * math.sqrt(CROPS))
 
 
