@@ -1,9 +1,10 @@
 """`evaluate_autoencoder`: rate, distortion and quality of any diffusers autoencoder, with intervals and provenance."""
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from autoencoder.data.paths import check_source
 from autoencoder.data.remote import check_local
@@ -15,6 +16,9 @@ from autoencoder.runtime import cli
 from autoencoder.runtime.errors import require
 from autoencoder.runtime.files import write_out
 from autoencoder.runtime.own_class import OwnClass, find_class
+
+if TYPE_CHECKING:
+    from autoencoder.measuring import Section
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,9 +149,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _evaluate(argv: list[str] | None) -> int:
-    config = cli.parse(
-        EvaluateConfig, argv, prog="firststage evaluate_autoencoder", description="Measure an autoencoder on fixed central crops."
+    return run(
+        cli.parse(
+            EvaluateConfig, argv, prog="firststage evaluate_autoencoder", description="Measure an autoencoder on fixed central crops."
+        )
     )
+
+
+def check(config: EvaluateConfig) -> None:
+    """Refuse what can be refused without torch."""
     check_model(config.model, "model", config.subfolder, config.variant)
     if config.data.source is not None:
         check_source(config.data.source, "data.source")
@@ -157,11 +167,17 @@ def _evaluate(argv: list[str] | None) -> int:
         lpips_weights_path(config.lpips, config.lpips_weights, key="lpips_weights")
     if config.compare is not None:
         open_report(config.compare, "compare")
+
+
+def run(config: EvaluateConfig, sections: "Mapping[str, tuple[Section, Callable[[dict[str, Any]], str]]] | None" = None) -> int:
+    """Measure, print and write; `sections` by their key in the report, each with the text of what it is there."""
+    check(config)
     from autoencoder import evaluation_text
     from autoencoder.measuring import measure
 
-    report = measure(config)
-    print(evaluation_text.whole(report))
+    sections = sections or {}
+    report = measure(config, {name: section for name, (section, _) in sections.items()})
+    print("\n\n".join([evaluation_text.whole(report), *(text(report[name]) for name, (_, text) in sections.items())]))
     if config.out is not None:
         write_out(config.out, json.dumps(report, indent=1))
         print(f"written to {config.out}")

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import math
 import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +44,32 @@ from autoencoder.runtime.cli import load_config
 from autoencoder.runtime.errors import ConfigError, UsageError
 
 
-def measure(config: EvaluateConfig) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Opened:
+    """What is about to be measured."""
+
+    vae: AutoencoderKL
+    """With log scales in its decoder where the likelihood is a `PixelScale`."""
+    pixels: PixelRecipe
+    encoder_hash: str
+    likelihood: Likelihood | None
+    family: Family | None
+    crops: ValidationSet
+    source: Source
+    latent_shape: tuple[int, int, int]
+    device: torch.device
+
+
+Report = dict[str, Any]
+Section = Callable[[Opened], Callable[[Report], Report]]
+"""A part of the report that is not of the autoencoder alone: given what is opened, it refuses or gives what measures, which is called
+with the rest of the report."""
+
+
+def measure(config: EvaluateConfig, sections: Mapping[str, Section] | None = None) -> Report:
     """Measure an autoencoder; the report has metrics with intervals, images, channels, alarms, the objective and provenance.
 
-    Where they are asked for, the gap, diffusability, headroom and the comparison with another evaluation are in it, too.
+    Where they are asked for, the gap, diffusability, headroom, the comparison with another evaluation and `sections` are in it, too.
 
     Raises:
         UsageError: model, data or weights that cannot be used.
@@ -81,6 +105,8 @@ def measure(config: EvaluateConfig) -> dict[str, Any]:
             data.resolution,
             f"this model's prior is over the latents of images of {family.families.resolution} pixels; give that",
         )
+    subject = Opened(vae, pixels, told["encoder_hash"], likelihood, family, crops, source, latent_shape, device)
+    prepared = {name: section(subject) for name, section in (sections or {}).items()}
     measured = evaluate(vae, crops, device=device, recipe=pixels, likelihood=likelihood, lpips=lpips, family=family)
     own = likelihood if config.likelihood.name is None else None
     objective = _objective(run, Path(config.model), family, sample_errors(vae, crops, pixels, family, device), data, latent_shape)
@@ -103,7 +129,7 @@ def measure(config: EvaluateConfig) -> dict[str, Any]:
         report["headroom"] = measure_headroom(vae, crops, pixels, device).report()
     if config.compare is not None and theirs is not None:
         report["comparison"] = comparison.compare(config.compare, report, theirs)
-    return report
+    return report | {name: section(report) for name, section in prepared.items()}
 
 
 def _lpips(config: EvaluateConfig, data: DataConfig) -> nn.Module | None:

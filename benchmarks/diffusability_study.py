@@ -153,7 +153,7 @@ def figures(name: str, options: argparse.Namespace) -> dict[str, float]:
 
 def correlations(vaes: dict[str, Any]) -> dict[str, Any]:
     """Spearman's rank correlation of each cheap figure with quality, over the VAEs that have all of both; 95% by bootstrap."""
-    from scipy.stats import spearmanr  # type: ignore[import-untyped]
+    from scipy.stats import spearmanr
 
     rows = [told for told in vaes.values() if told.get("seeds")]
     if len(rows) < 4:

@@ -1,23 +1,26 @@
 """What an index costs: seconds to make and to open, and resident bytes a row, of folders, tars and parquet files.
 
-    python benchmarks/index.py [--files 1000000] [--samples 200000] [--rows 200000] [--folder DIR] [--datasets]
+    python benchmarks/index.py [--files 1000000] [--samples 1000000] [--rows 1000000] [--folder DIR] [--datasets]
 
 Images are a few hundred bytes long (links to a few files in the folder): what is measured is the listing, not the reading. The folder has
 1,000 class folders; each sample of a tar an image, a caption and a class; parquet files have row groups of 100 rows. Everything is in
 the page cache, as it was just written. `resident` is anonymous memory, of a process that made the index, and of one that opened the
 written file, whose pages are shared by all processes and given up under pressure. Reads are of bytes (of a folder: of path and size),
 20,000 at random (1,000 of parquet), and of parquet 20,000 in the order of training. `--datasets` loads the same tars and parquet files
-by `datasets`, with the copy that it makes.
+by `datasets`, with the copy that it makes; without it the result file keeps what was measured of that before, with its rows.
+`peak` is the most that was resident while the index was made.
 
 Each measurement has a process of its own. The scratch files need a disk with room for as many files, and are removed.
 """
 
 import io
+import json
 import multiprocessing
 import os
 import shutil
 import tarfile
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -44,14 +47,25 @@ def make_folder(root: Path, files: int, classes: int = 1000) -> str:
 
 
 def make_tars(root: Path, samples: int) -> str:
+    """Tars of the same images, captions and classes: of the first one, with the numbers in names and the check sums of headers changed."""
     root.mkdir(parents=True)
+    whole = io.BytesIO()
+    with tarfile.open(fileobj=whole, mode="w") as archive:
+        for k in range(A_TAR):
+            for field, data in (("jpg", IMAGE), ("txt", b"a caption of a photo, of some words"), ("cls", b"7")):
+                member = tarfile.TarInfo(f"00000{k:04d}.{field}")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    blocks = np.frombuffer(whole.getvalue(), np.uint8).reshape(-1, 512).copy()
+    # Of each member a header and a block of content.
+    headers = blocks[: 6 * A_TAR : 2]
+    sums = [int(header[148:154].tobytes(), 8) for header in headers]
     for number in range(samples // A_TAR):
-        with tarfile.open(root / f"{number:05d}.tar", "w") as archive:
-            for k in range(A_TAR):
-                for field, data in (("jpg", IMAGE), ("txt", b"a caption of a photo, of some words"), ("cls", b"7")):
-                    member = tarfile.TarInfo(f"{number:05d}{k:04d}.{field}")
-                    member.size = len(data)
-                    archive.addfile(member, io.BytesIO(data))
+        digits = f"{number:05d}".encode()
+        headers[:, :5] = np.frombuffer(digits, np.uint8)
+        told = b"".join(b"%06o" % (total + sum(digits) - sum(b"00000")) for total in sums)
+        headers[:, 148:154] = np.frombuffer(told, np.uint8).reshape(-1, 6)
+        blocks.tofile(root / f"{number:05d}.tar")
     return f"{root}/*.tar"
 
 
@@ -74,6 +88,25 @@ def resident() -> int:
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")) * 1024
 
 
+class Watch:
+    """Looks at this process's resident memory every few milliseconds."""
+
+    def __init__(self) -> None:
+        self._most, self._done = resident(), threading.Event()
+        self._thread = threading.Thread(target=self._look)
+        self._thread.start()
+
+    def stop(self) -> int:
+        """The most that was seen."""
+        self._done.set()
+        self._thread.join()
+        return self._most
+
+    def _look(self) -> None:
+        while not self._done.wait(0.02):
+            self._most = max(self._most, resident())
+
+
 def alone(measure: Callable[..., dict[str, float]], *arguments: Any) -> dict[str, float]:
     """What `measure` finds in a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -92,9 +125,11 @@ def make_index(source: str, file: Path) -> dict[str, float]:
     from autoencoder.data_config import DataConfig
 
     gc.collect()
-    before, start, start_cpu = resident(), time.perf_counter(), time.process_time()
+    before, watch = resident(), Watch()
+    start, start_cpu = time.perf_counter(), time.process_time()
     opened = open_files(source, "train", DataConfig(), "data.source")
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
+    peak = watch.stop() - before
     gc.collect()
     held = resident() - before
     assert isinstance(opened, Indexed)
@@ -104,6 +139,7 @@ def make_index(source: str, file: Path) -> dict[str, float]:
         "seconds": round(seconds, 2),
         "cpu_seconds": round(cpu_seconds, 2),
         "resident_bytes_a_row": round(held / len(opened), 1),
+        "peak_bytes_a_row": round(peak / len(opened), 1),
         "file_bytes_a_row": round(file.stat().st_size / len(opened), 1),
     }
 
@@ -157,12 +193,14 @@ def load_by_datasets(source: str, cache: Path) -> dict[str, float]:
 def main() -> None:
     given = frame.parser(__doc__)
     given.add_argument("--files", type=int, default=1_000_000)
-    given.add_argument("--samples", type=int, default=200_000)
-    given.add_argument("--rows", type=int, default=200_000)
+    given.add_argument("--samples", type=int, default=1_000_000)
+    given.add_argument("--rows", type=int, default=1_000_000)
     given.add_argument("--folder", type=Path, help="for the scratch files; by default the system's")
     given.add_argument("--datasets", action="store_true")
     arguments = given.parse_args()
     device = frame.device_name(one_thread=True)
+    file = frame.result_file("index", device)
+    before = json.loads(file.read_text()) if file.exists() else {}
     result: dict[str, Any] = frame.made_with(device)
     scratch = Path(tempfile.mkdtemp(dir=arguments.folder))
     os.environ["XDG_CACHE_HOME"] = str(scratch / "cache")
@@ -173,17 +211,18 @@ def main() -> None:
             "parquet": lambda: make_parquet(scratch / "parquet", arguments.rows),
         }
         for kind, make in makers.items():
-            source, file = make(), scratch / f"{kind}.arrow"
-            result[kind] = {"made": alone(make_index, source, file)}
+            source, index = make(), scratch / f"{kind}.arrow"
+            result[kind] = {"made": alone(make_index, source, index)}
             if kind == "tars":
-                result[kind]["made_from_cache"] = alone(make_index, source, file)
-            result[kind]["opened"] = alone(open_index, source, file)
+                result[kind]["made_from_cache"] = alone(make_index, source, index)
+            result[kind]["opened"] = alone(open_index, source, index)
+            if "datasets" in before.get(kind, {}):
+                result[kind]["datasets"] = before[kind]["datasets"]
             if arguments.datasets and kind != "folder":
                 result[kind]["datasets"] = alone(load_by_datasets, source, scratch / "copies" / kind)
             print(kind, result[kind])
     finally:
         shutil.rmtree(scratch)
-    file = frame.result_file("index", device)
     frame.write(file, result)
     frame.say_written(file)
 

@@ -70,6 +70,7 @@ def _text(account: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
         if all(key in account[name] for name in priors)
     ]
     saved, given = account["saved_nats"], "" if not account["labelled"] else f", {account['labelled']:,} of them given their class"
+    low, high = account["log_snr"]
     calibrated = " Calibrated: the network's estimate scaled by noise level, which only the bound has and not the samples."
     return "\n".join(
         [
@@ -77,7 +78,7 @@ def _text(account: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
             "",
             "The bound of the whole on −log p(x), by the prior that is assumed for the latents. The diffusion model saves "
             f"{_figure(saved)} nats an image. On {account['crops']:,} crops of {account['images']:,} images "
-            f"({public_name(provenance['data']['source'])}{given})."
+            f"({public_name(provenance['data']['source'])}{given}), log SNR from {low:g} to {high:g}."
             f"{calibrated if 'calibrated' in priors else ''}",
         ]
     )

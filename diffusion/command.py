@@ -9,7 +9,7 @@ from autoencoder.runtime.config_file import closest
 COMMANDS = {
     "inspect_data": ("autoencoder.inspect_data", "look at images: bands, ranges, missing values; suggest data settings"),
     "train_autoencoder": ("autoencoder.train", "train a KL-VAE on images"),
-    "evaluate_autoencoder": ("autoencoder.evaluate", "measure an autoencoder: PSNR, SSIM, NLL, KL, bits/dim, with intervals"),
+    "evaluate_autoencoder": ("diffusion.evaluate", "measure an autoencoder: PSNR, SSIM, NLL, KL, bits/dim, with intervals; with its prior"),
     "reconstruct": ("autoencoder.reconstruct", "write images beside their reconstructions"),
     "export_autoencoder": ("autoencoder.export", "write a checkpoint's weights for other tools"),
     "encode_dataset": ("autoencoder.encode", "encode images to a data set of latents"),

@@ -14,8 +14,8 @@ from autoencoder.runtime.files import replace_text
 from diffusion.account_card import read_account
 from diffusion.card import ACCOUNT, AFTER, WEIGHTS, weights_section
 from diffusion.export import ExportPipelineConfig
-from diffusion.pipeline import GATE_STEPS, INDEX
-from diffusion.variants import check_fp16, compare, request, sample_reference, write_variant
+from diffusion.pipeline import GATE_STEPS, GATE_TOLERANCE, INDEX
+from diffusion.variants import check_fp16, compare, difference_to_own, request, sample_reference, write_variant
 
 CARD = "README.md"
 _PUBLISHED = re.compile(
@@ -59,7 +59,12 @@ def _variants(config: ExportPipelineConfig, folder: Path) -> tuple[dict[str, Any
         reason = str(error).removeprefix(f"{folder}: ").replace(str(folder), config.pipeline)
         raise ConfigError("pipeline", config.pipeline, f"{reason}; let the run write it again") from error
     layer, headroom = reference.layer, reference.headroom
-    print(f"fp32: loaded and sampled by stock diffusers in a fresh process; fp16 headroom {headroom:.3g} times ({layer})")
+    difference = difference_to_own(folder, asked, reference)
+    if difference is not None and not difference <= GATE_TOLERANCE:
+        remedy = f"stock diffusers samples something else than we do (latents differ by {difference:.2g}); let the run write it again"
+        raise ConfigError("pipeline", config.pipeline, remedy)
+    beside = "its scheduler is not ours" if difference is None else f"latents differ from our own sampler's by {difference:.1g}"
+    print(f"fp32: loaded and sampled by stock diffusers in a fresh process; {beside}; fp16 headroom {headroom:.3g} times ({layer})")
     if "fp16" in config.variants:
         check_fp16(reference)
         _say_upcast(folder)

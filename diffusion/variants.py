@@ -1,5 +1,6 @@
 """Half-precision weights beside the fp32 ones of a pipeline, under diffusers' names, and what stock code makes of them."""
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,12 @@ from torch import Tensor
 
 from autoencoder.headroom import ENOUGH, FP16_LARGEST
 from autoencoder.runtime.errors import ConfigError, UsageError
-from diffusion.denoiser import NULL_CLASS
-from diffusion.pipeline import GATE_STEPS, run_stock
+from diffusion.config import ProcessConfig
+from diffusion.denoiser import NULL_CLASS, Denoiser, DiTTransformer2DModel
+from diffusion.pipeline import GATE_STEPS, INDEX, run_stock, sample_as_stock
 from diffusion.pipeline_path import FP32
+from diffusion.process import BETAS
+from diffusion.schedulers import PREDICTIONS, build_scheduler
 
 PARTS = ("transformer", "vae")
 WEIGHTS = "diffusion_pytorch_model"
@@ -63,6 +67,25 @@ def sample_reference(folder: Path, asked: dict[str, Any]) -> Reference:
     layer = max(told["activations"], key=lambda name: told["activations"][name])
     _check_finite(tensors, "the fp32 weights")
     return Reference(tensors["latents"], tensors["images"], layer, told["activations"][layer])
+
+
+def difference_to_own(folder: Path, asked: dict[str, Any], reference: Reference) -> float | None:
+    """Largest difference of the fp32 latents to those of our own sampler, the gate of a run's pipeline; None for a scheduler of others."""
+    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    told = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+    heads: dict[str, Any] = {prediction: head for head, prediction in PREDICTIONS.items()}
+    head, schedule, shift = heads.get(told.get("prediction_type")), told.get("beta_schedule"), float(told.get("flow_shift") or 1)
+    if head is None or schedule not in (*BETAS, "squaredcos_cap_v2"):
+        return None
+    process = ProcessConfig(name="flow" if head == "velocity" else "vp", prediction=head, schedule=schedule)
+    ours = build_scheduler(process, shift)
+    settings = {key: value for key, value in json.loads(ours.to_json_string()).items() if not key.startswith("_")}
+    if index["scheduler"][1] != type(ours).__name__ or any(told.get(key) != value for key, value in settings.items()):
+        return None
+    dit = DiTTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32).eval()
+    _, channels, height, width = reference.latents.shape
+    latents = sample_as_stock(Denoiser(dit), asked, (channels, height, width), process, shift)
+    return float((latents - reference.latents).abs().max())
 
 
 def check_fp16(reference: Reference) -> None:

@@ -227,11 +227,17 @@ def test_shipped_configurations_are_found_by_name(tmp_path: Path, monkeypatch: p
 
 def test_every_shipped_configuration_is_valid() -> None:
     from autoencoder.config import TrainAutoencoderConfig
+    from diffusion.config import TrainDiffusionConfig
 
-    shipped = config_file.shipped_configs("autoencoder")
-    assert "demo" in shipped
-    for name in shipped:
-        cli.parse(TrainAutoencoderConfig, ["--config", name, "--out", "r"], prog="", description="", stage="autoencoder")
+    commands: tuple[tuple[str, type, list[str]], ...] = (
+        ("autoencoder", TrainAutoencoderConfig, []),
+        ("diffusion", TrainDiffusionConfig, ["--latents", "l"]),
+    )
+    for stage, config_class, argv in commands:
+        shipped = config_file.shipped_configs(stage)
+        assert "demo" in shipped
+        for name in shipped:
+            cli.parse(config_class, ["--config", name, *argv, "--out", "r"], prog="", description="", stage=stage)
 
 
 def test_print_config_can_be_read_back(file: Any, capsys: pytest.CaptureFixture[str]) -> None:

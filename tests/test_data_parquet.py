@@ -129,6 +129,24 @@ def test_columns_of_one_name_are_refused(tmp_path: pathlib.Path) -> None:
         opened(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "told", ["{broken", "[]", '{"info": null}', '{"info": {"features": {"label": {"_type": "ClassLabel", "names": 3}}}}']
+)
+def test_what_others_write_where_datasets_writes_class_names_is_left_alone(tmp_path: pathlib.Path, told: str) -> None:
+    pq.write_table(table(range(3), label=[0, 1, 2]).replace_schema_metadata({"huggingface": told}), tmp_path / "0.parquet")
+    assert opened(tmp_path).labels is None
+
+
+def test_cells_of_other_types_are_bad_images_and_labels_beyond_64_bits_refused(tmp_path: pathlib.Path) -> None:
+    # As a path, a number would be an open file of this process.
+    pq.write_table(pa.table({"image": [{"bytes": 0, "path": 1}] * 3}), tmp_path / "0.parquet")
+    with pytest.raises(BadImage, match="the cell holds a int, neither bytes nor a path"):
+        opened(tmp_path).read(0)
+    pq.write_table(table(range(3), label=pa.array([2**63] * 3, pa.uint64())), tmp_path / "0.parquet")
+    with pytest.raises(ConfigError, match=r"data.label_column: not given; image 0 has label 9223372036854775808"):
+        opened(tmp_path).read(0)
+
+
 def test_files_without_rows_are_refused_and_empty_row_groups_left_out(photos: pathlib.Path, tmp_path: pathlib.Path) -> None:
     pq.write_table(pq.read_table(photos / "a.parquet").slice(0, 0), photos / "aa.parquet")
     assert len(opened(photos)) == 40

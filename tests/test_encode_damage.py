@@ -110,3 +110,17 @@ def test_what_is_lost_beside_the_shards_is_said_or_written_again(setting: Path, 
     assert encode.main(argv) == 0
     expected = {name: content for name, content in files(setting / "whole").items() if name != "images-00000.parquet"}
     assert {name: content for name, content in files(tmp_path).items() if name != "images-00000.parquet"} == expected
+
+
+@pytest.mark.parametrize("name", ["data-00001.safetensors", "data-00001.parquet", "data-00001.json", "manifest.json"])
+def test_a_folder_where_a_file_should_be_is_named(setting: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    assert encode.main(arguments(setting, tmp_path)) == 0
+    expected = files(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    capsys.readouterr()
+    assert encode.main(arguments(setting, tmp_path)) == 2
+    assert f"{name} cannot be written (Is a directory); take away what has its name" in capsys.readouterr().err
+    (tmp_path / name).rmdir()
+    assert encode.main(arguments(setting, tmp_path)) == 0
+    assert files(tmp_path) == expected

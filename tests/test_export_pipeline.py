@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from autoencoder.export_folder import RECORD, published
 from autoencoder.runtime.errors import ConfigError, UsageError
 from diffusion import export
 from diffusion.account_card import read_account
+from diffusion.config import ProcessConfig
 from diffusion.pipeline import run_stock
 from diffusion.pipeline_path import network_hash
 from diffusion.variants import Reference, check_fp16, request
@@ -159,6 +161,46 @@ def test_exporting_again_replaces_the_export_and_loses_what_is_not_asked_for(run
     assert (out / "README.md").read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    ("process", "shift"),
+    [
+        (ProcessConfig(), 3.0),
+        (ProcessConfig(name="vp"), 1.0),
+        (ProcessConfig(name="vp", prediction="epsilon", schedule="squaredcos_cap_v2"), 1.0),
+    ],
+)
+def test_every_process_is_exported_and_gated_against_our_own_sampler(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], process: ProcessConfig, shift: float
+) -> None:
+    folder = write_ungated(parts(None, process=process, time_shift=shift), tmp_path / "run" / "pipeline")
+    assert main(folder, tmp_path / "out", "--variants", "bf16,fp16") == 0
+    said = capsys.readouterr().out
+    assert float(re.search(r"our own sampler's by (\S+);", said)[1]) < 1e-3  # type: ignore[index]
+    told = json.loads((tmp_path / "out" / RECORD).read_text())["variants"]
+    assert told["fp16"]["psnr_db"] > told["bf16"]["psnr_db"] > 20
+
+
+def test_weights_that_stock_code_samples_otherwise_are_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusion import variants
+
+    exact = variants.sample_as_stock
+    monkeypatch.setattr(variants, "sample_as_stock", lambda *arguments: exact(*arguments) + 2e-3)
+    assert "stock diffusers samples something else than we do (latents differ by 0.002)" in refusal(capsys, run, tmp_path / "out")
+    monkeypatch.setattr(variants, "sample_as_stock", lambda *arguments: exact(*arguments) + math.nan)
+    assert "samples something else" in refusal(capsys, run, tmp_path / "out")
+
+
+def test_a_scheduler_of_others_is_said_and_not_compared(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(run, tmp_path / "copy") == 0
+    file = tmp_path / "copy" / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "flow_shift": 2.0, "thresholding": True}))
+    capsys.readouterr()
+    assert main(tmp_path / "copy", tmp_path / "out") == 0
+    assert "its scheduler is not ours" in capsys.readouterr().out
+
+
 def test_only_what_was_written_is_sent(run: Path, tmp_path: Path, hub: FakeHub, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     argv = ["--variants", "bf16", "--push_to_hub", "me/dit", "--private"]
@@ -224,7 +266,14 @@ def account_of(folder: Path, **changes: Any) -> dict[str, Any]:
         name: {"rate_nats": figure(rate), "total_nats": figure(1000 + rate), "bits_per_dim": figure((1000 + rate) / 768)}
         for name, rate in (("standard_normal", 300.0), ("learned", 250.0), ("calibrated", 240.0))
     }
-    account = {"network_hash": network_hash(folder), "crops": 64, "images": 60, "labelled": 5, "nll_nats": figure(1000.0)} | priors
+    account = {
+        "network_hash": network_hash(folder),
+        "crops": 64,
+        "images": 60,
+        "labelled": 5,
+        "log_snr": [-12.0, 5.0],
+        "nll_nats": figure(1000.0),
+    } | priors
     data = {"source": "owner/birds (test)", "fingerprint": "0123456789abcdef", "images": 60}
     return {"account": {**account, "saved_nats": figure(50.0), **changes}, "provenance": {**of, "data": data}}
 
@@ -239,7 +288,8 @@ def test_the_account_goes_into_card_and_model_index(run: Path, tmp_path: Path) -
     section = card.text.split("## Account\n")[1].split("\n## ")[0]
     assert "| Rate, E_q[−log p(z)] − H(q(z\\|x)) | 300 ± 0.5 | 250 ± 0.5 | 240 ± 0.5 |" in section
     assert (
-        "saves 50 ± 0.5 nats an image" in section and "64 crops of 60 images (owner/birds (test), 5 of them given their class)" in section
+        "saves 50 ± 0.5 nats an image" in section
+        and "64 crops of 60 images (owner/birds (test), 5 of them given their class), log SNR from -12 to 5." in section
     )
 
 

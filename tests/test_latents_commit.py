@@ -1,6 +1,7 @@
 """Several processes at one shard at once, and what they leave: whole files of one of them, or nothing."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from autoencoder import encode
-from autoencoder.latents import shards
-from autoencoder.latents.commit import abandoned, beside, is_partial
+from autoencoder.latents import commit, shards
+from autoencoder.latents.commit import STALE, abandoned, beside, is_partial
 from autoencoder.latents.folder import LatentsFolder
 from autoencoder.runtime.errors import TrainingError
 from tests.encode_children import files, finish, photos, small_model, start
@@ -100,15 +101,32 @@ def test_what_dead_processes_left_goes_at_the_start_and_everyones_at_the_end(set
     process = start(["--help"])
     dead = mine.with_name(mine.name.replace(f"-{mine.name.rsplit('-', 2)[1]}-", f"-{process.pid}-"))
     finish(process)
-    foreign = path.with_name(".data-00001.parquet.node7-12-abcdef.partial")
-    for leftover in (mine, dead, foreign):
+    # Of a container of the same name, in which processes have the numbers of dead ones here; and as old as none at work is.
+    foreign, old = (path.with_name(f".data-00001.parquet.{'0a' * 6}-{process.pid}-abcde{n}.partial") for n in range(2))
+    leftovers = (mine, dead, foreign, old)
+    for leftover in leftovers:
         leftover.write_text("half")
         assert is_partial(leftover.name)
-    assert [abandoned(leftover.name) for leftover in (mine, dead, foreign)] == [False, True, False]
+    now = mine.stat().st_mtime
+    os.utime(old, (now, now - STALE - 60))
+    assert [abandoned(leftover, now) for leftover in leftovers] == [False, True, False, True]
+    assert not abandoned(path.with_name(".gone.partial"), now)
     LatentsFolder(tmp_path, shared=True).close()
-    assert [leftover.exists() for leftover in (mine, dead, foreign)] == [True, False, True]
+    assert [leftover.exists() for leftover in leftovers] == [True, False, True, False]
     assert encode.main(arguments(setting, tmp_path, "--worker=0", "--workers=1")) == 0
     assert files(tmp_path) == files(setting / "alone")
+
+
+def test_processes_whose_numbers_say_nothing_of_each_other_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = commit._processes()
+    assert known == commit._processes()
+    others = {known}
+    for namespace in ("pid:[4026531836]", "pid:[4026532847]"):
+        monkeypatch.setattr(os, "readlink", lambda _, told=namespace: told)
+        others.add(commit._processes())
+    monkeypatch.setattr("socket.gethostname", lambda: "another")
+    others.add(commit._processes())
+    assert len(others) >= 3
 
 
 def test_a_shard_that_vanishes_while_it_is_written_and_is_not_done_is_said(

@@ -43,9 +43,21 @@ def label_column(schema: pa.Schema, wanted: str | None, key: str) -> str | None:
 
 def class_names(schema: pa.Schema, column: str | None) -> list[str] | None:
     """The names of a column's classes where `datasets` wrote them into the schema."""
-    told = (schema.metadata or {}).get(b"huggingface")
-    feature = json.loads(told).get("info", {}).get("features", {}).get(column) if told is not None and column is not None else None
-    return list(feature["names"]) if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else None
+    try:
+        feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]
+        names = feature["names"] if feature["_type"] == "ClassLabel" else None
+    # Whatever else others have written there.
+    except (KeyError, ValueError, TypeError):
+        return None
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+
+
+def label(value: Any, numbers: dict[str, int] | None, id: str, key: str) -> int:
+    """The label that a cell says, by `numbers` where it is a name, -1 for none; ConfigError under `key` for one that is no class."""
+    number = -1 if value is None else int(value) if numbers is None else numbers[value]
+    if not -(2**63) <= number < 2**63:
+        raise ConfigError(key, None, f"image {id} has label {number}; classes are numbers below 2**63, or names")
+    return number
 
 
 def others(schema: pa.Schema, taken: tuple[str | None, ...], wanted: list[str] | None, key: str) -> list[str]:
@@ -72,6 +84,8 @@ def encoded(cell: Any, row: int) -> tuple[bytes | str, str]:
     id = f"{row}:{path}" if path else str(row)
     if not data:
         raise BadImage(id, "the cell is empty")
+    if not isinstance(data, (bytes, str)):
+        raise BadImage(id, f"the cell holds a {type(data).__name__}, neither bytes nor a path")
     return data, id
 
 

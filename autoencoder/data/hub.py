@@ -31,7 +31,7 @@ class HubSource:
             self.labels = sorted(name for name in table.unique(self._label) if name is not None)
             self._numbers = {name: number for number, name in enumerate(self.labels)}
         self._whole, self._table = table, table.select_columns([self._image] + ([self._label] if self._label else []))
-        self._recipe = recipe_of(config)
+        self._recipe, self._label_key = recipe_of(config), sibling(key, "label_column")
 
     def __len__(self) -> int:
         return len(self._table)
@@ -39,8 +39,7 @@ class HubSource:
     def read(self, index: int) -> Record:
         row = self._table[int(index)]
         data, id = columns.encoded(row[self._image], index)
-        value = row[self._label] if self._label else None
-        label = -1 if value is None else self._numbers[value] if self._numbers is not None else int(value)
+        label = columns.label(row[self._label] if self._label else None, self._numbers, id, self._label_key)
         return Record.decoded(data, self._recipe, label=label, id=id)
 
     def encoded(self, index: int) -> tuple[bytes | str, str]:

@@ -57,15 +57,14 @@ class ParquetSource:
         self._starts, self._rows = np.concatenate([[0], ends[:-1]]), int(ends[-1])
         largest = max(self._index.table["bytes"].to_pylist())
         self.blocks = Blocks(self._starts, self._rows, together=max(1, SHUFFLED // max(1, largest)))
-        self._recipe = recipe_of(config)
+        self._recipe, self._label_key = recipe_of(config), sibling(key, "label_column")
 
     def __len__(self) -> int:
         return self._rows
 
     def read(self, index: int) -> Record:
         row, (data, id) = self._row(index)
-        value = row[self._label] if self._label else None
-        label = -1 if value is None else self._numbers[value] if self._numbers is not None else int(value)
+        label = columns.label(row[self._label] if self._label else None, self._numbers, id, self._label_key)
         return Record.decoded(data, self._recipe, label=label, id=id)
 
     def encoded(self, index: int) -> tuple[bytes | str, str]:

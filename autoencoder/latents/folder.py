@@ -48,8 +48,10 @@ class LatentsFolder:
         if not dry:
             self._lock = hold(self.path, self.notes, shared=shared)
             self._alone = not shared and not self.notes
+            # Its content has just been written.
+            now = (self.path / LOCK).stat().st_mtime
             for leftover in self.path.iterdir():
-                if abandoned(leftover.name):
+                if abandoned(leftover, now):
                     remove(leftover)
 
     def __str__(self) -> str:

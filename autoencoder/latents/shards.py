@@ -100,7 +100,7 @@ def read_record(folder: Path, plan: Plan, shard: int, place: Place = HERE) -> di
         wanted = (shard, plan.recipe_hash, fingerprint, rows[0], rows[-1], digest(content))
         told = tuple(record[key] for key in ("shard", "recipe_hash", "fingerprint", "first_row", "last_row", "sha256"))
         whole = all(place.size(folder / name) == record["files"][name]["bytes"] for name in names(shard)[:2])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return record if whole and told == wanted else None
 

@@ -14,6 +14,7 @@ from typing import IO
 import pyarrow as pa
 
 from autoencoder.data import remote
+from autoencoder.data.index.headers import BLOCK, Member, members
 from autoencoder.data.index.listed import Listed
 from autoencoder.data.index.table import VERSION, map_table, table_of, write_table
 from autoencoder.runtime.errors import ConfigError
@@ -30,10 +31,10 @@ SHORT = 64
 _SCHEMA = pa.schema(
     [("key", pa.large_binary()), ("field", pa.string()), ("offset", pa.int64()), ("bytes", pa.int64()), ("text", pa.binary())]
 )
+_NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 WORTH_KEEPING = 0.5
 """Seconds that reading a tar's headers takes, below which its members are not kept in the cache."""
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
-_BLOCK = 512
 
 
 def members_of(tar: Listed, key: str) -> pa.Table:
@@ -57,7 +58,7 @@ def members_of(tar: Listed, key: str) -> pa.Table:
 
 def parted(name: str) -> tuple[str, str] | None:
     """Key and field of a member's name; None for hidden files and those without an ending."""
-    found = re.fullmatch(r"((?:.*/)?[^./][^./]*)\.([^/]+)", name, re.DOTALL)
+    found = _NAME.fullmatch(name)
     return None if found is None or found[1].rpartition("/")[2].startswith("__") else (found[1], found[2])
 
 
@@ -74,32 +75,30 @@ def _members(file: IO[bytes], tar: Listed, key: str) -> Iterator[tuple[bytes, st
         raise ConfigError(key, tar.path, "is compressed, and images cannot be read from the middle of it; unpack it to a plain .tar")
     try:
         with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as archive:
-            while (member := archive.next()) is not None:
-                # It would keep every member that it has seen.
-                archive.members.clear()  # type: ignore[attr-defined]
-                parts = None if member.isdir() else parted(member.name)
+            for member in members(file, archive):
+                parts = parted(member.name)
                 if parts is None:
                     continue
-                if not member.isreg() or member.issparse():
+                if not member.whole:
                     remedy = "pack it anew with --dereference --hard-dereference and without --sparse"
                     raise ConfigError(key, tar.path, f"{member.name} is a link or stored as a sparse file; {remedy}")
-                short = is_text(parts[1]) and member.size <= SHORT
+                short = is_text(parts[1]) and member.bytes <= SHORT
                 text = _content(file, member) if short else None
-                yield parts[0].encode("utf-8", "surrogateescape"), parts[1], member.offset_data, member.size, text
+                yield parts[0].encode("utf-8", "surrogateescape"), parts[1], member.offset, member.bytes, text
             _check_end(file, archive.offset, tar, key)
     except tarfile.TarError as error:
         raise ConfigError(key, tar.path, f"is no whole tar: {error}; pack it again, or leave it out") from error
 
 
-def _content(file: IO[bytes], member: tarfile.TarInfo) -> bytes:
-    file.seek(member.offset_data)
-    return file.read(member.size)
+def _content(file: IO[bytes], member: Member) -> bytes:
+    file.seek(member.offset)
+    return file.read(member.bytes)
 
 
 def _check_end(file: IO[bytes], end: int, tar: Listed, key: str) -> None:
     """That the tar ends where its last header was found: tarfile takes a broken header in the middle for the end."""
     file.seek(end)
-    block = file.read(_BLOCK)
+    block = file.read(BLOCK)
     if end > tar.bytes or any(block):
         raise ConfigError(key, tar.path, f"is no whole tar: no header at byte {end:,}, where one should be; pack it again, or leave it out")
 
