@@ -1,6 +1,6 @@
 """The network: a diffusers DiTTransformer2DModel with its traps handled, and the wrapper that trains it.
 
-diffusers gives each block an embedder of time and class of its own (13% of DiT-B's parameters); published is one for the whole network.
+diffusers gives each block an embedder of time and class of its own (13% more parameters in DiT-B); published is one for the whole network.
 `build` makes that one, and `stock` copies it into each block.
 """
 

@@ -244,3 +244,28 @@ def test_a_dozen_rows_are_too_few_for_a_distance_but_not_for_a_run(latents: Path
     assert run(argv, output=output) == 0, output.read_text()
     assert "frechet" not in evaluation(tmp_path / "run")["metrics"]
     assert "1 held-out row" in output.read_text()
+
+
+def test_under_a_weight_the_plain_error_stands_beside_the_loss(small: list[str], tmp_path: Path) -> None:
+    told = ["--process.times=uniform", "--process.weight=min_snr", "--process.min_snr_gamma=2", "--optimizer.lr=1e-12"]
+    argv = [*small, *told, "--train.images=8", "--sampling.evaluate=0", "--out", str(tmp_path / "run")]
+    assert run(argv) == 0
+    train, validation = lines(tmp_path / "run")
+    assert 1.5 < float(str(train["squared_error"])) < 2.5
+    # The network gives 0 still, so that a row's error is the same at all times: the loss is the mean weight of the eight.
+    t = [(k + 0.5) / 8 for k in range(8)]
+    weights = [(1 - at) ** 2 * min(1, 2 * at**2 / (1 - at) ** 2) for at in t]
+    assert validation["loss"] == pytest.approx(float(str(validation["squared_error"])) * sum(weights) / 8, rel=1e-4)
+    found = evaluation(tmp_path / "run")
+    assert [level["weight"] for level in found["noise_levels"]] == pytest.approx(weights)
+    assert [level["loss"] for level in found["noise_levels"]] == pytest.approx([validation["squared_error"]] * 8, rel=1e-4)
+    assert found["metrics"]["loss"]["mean"] == pytest.approx(validation["loss"])  # type: ignore[index]
+
+
+def test_a_fine_tune_for_likelihood_starts_from_a_runs_weights(unbroken: Path, small: list[str], tmp_path: Path) -> None:
+    argv = [*small, "--train.images=16", "--init_from", str(unbroken), "--process.times=likelihood", "--out", str(tmp_path / "run")]
+    output = tmp_path / "output"
+    assert run(argv, output=output) == 0, output.read_text()
+    assert "process: flow, velocity; t as the bound counts it: a loss of 1 is 4.013 nats a latent value of it" in output.read_text()
+    # Half of these times are below 0.052, of the earlier run's a half.
+    assert 0 < sorted(level["t"] for level in evaluation(tmp_path / "run")["noise_levels"])[4] < 0.1

@@ -145,8 +145,9 @@ DIFFUSION = Stage(
     sections=(
         Section(
             "Loss",
-            "Mean squared error of the velocity a latent value, in normalised latents; a network that always gives 0 has about 2. Training "
-            "values are means over random times and noise; validation values come from the averaged weights at fixed times and noise. A "
+            "Mean squared error of what the network gives (a flow's velocity, say) a latent value, in normalised latents, times the weight "
+            "of its time where the run has one; without, a flow's network that always gives 0 has about 2. Training values are means over "
+            "random times and noise; validation values come from the averaged weights at fixed times and noise. A "
             "start that would flatten the rest runs off its chart.",
             ("loss",),
             endings=("noise levels", "averages"),
@@ -162,7 +163,8 @@ DIFFUSION = Stage(
     measures={
         "Losses and Fréchet distances of these runs are not measured alike": (
             "latents.encoder_hash", "latents.rows_hash", "latents.rows", "data.draw", "data.validation_rows",
-            "process.name", "process.prediction", "process.schedule", "process.t_mean", "process.t_std", "sampling.evaluate",
+            "process.name", "process.prediction", "process.schedule", "process.times", "process.t_mean", "process.t_std", "process.log_snr",
+            "process.weight", "process.min_snr_gamma", "sampling.evaluate",
         ),
     },
     own={"loss": Quantity("loss", "Loss", "", 4)},
