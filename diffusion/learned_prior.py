@@ -3,7 +3,6 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +20,8 @@ from diffusion.config import TrainDiffusionConfig
 from diffusion.denoiser import NULL_CLASS, Denoiser, DiTTransformer2DModel
 from diffusion.likelihood import Latents
 from diffusion.pipeline_path import INDEX, pipeline_folder
-from diffusion.process import Process, flow, variance_preserving
-
-from diffusers import DDIMScheduler  # isort: skip
+from diffusion.process import Process
+from diffusion.schedulers import open_scheduler, read_process
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def open_prior(path: str, device: torch.device) -> LearnedPrior:
     assert folder is not None
     try:
         dit = DiTTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
-        scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+        scheduler = open_scheduler(folder / "scheduler")
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         recipe = json.loads((folder / "vae" / PREPROCESSING).read_text(encoding="utf-8"))
         folded = recipe["folded"]
@@ -76,20 +74,9 @@ def open_prior(path: str, device: torch.device) -> LearnedPrior:
         raise ConfigError("pipeline", path, f"cannot be measured ({first_line(error)}): {remedy}") from error
     if dit.config["out_channels"] not in (None, dit.config["in_channels"]):
         raise ConfigError("pipeline", path, "its network predicts a variance, too; give a run of train_diffusion")
-    side = int(dit.config["sample_size"])
+    side, (process, _) = int(dit.config["sample_size"]), read_process(scheduler, path)
     denoiser = Denoiser(dit).to(device).eval().requires_grad_(False)
-    return LearnedPrior(denoiser, _process(scheduler, path), mean, std, (int(dit.config["in_channels"]), side, side), classes, encoder_hash)
-
-
-def _process(scheduler: dict[str, Any], path: str) -> Process:
-    """The process that a stock scheduler samples."""
-    kind = scheduler.get("prediction_type")
-    if kind == "flow_prediction":
-        return flow()
-    if kind in ("v_prediction", "epsilon"):
-        table = DDIMScheduler.from_config(scheduler).alphas_cumprod.double().numpy()
-        return variance_preserving("v" if kind == "v_prediction" else "epsilon", table)
-    raise ConfigError("pipeline", path, f"its scheduler predicts {kind}; give one of flow_prediction, v_prediction or epsilon")
+    return LearnedPrior(denoiser, process, mean, std, (int(dit.config["in_channels"]), side, side), classes, encoder_hash)
 
 
 def pilot_latents(

@@ -1,6 +1,8 @@
 """Diffusers' schedulers: the one that a pipeline gets, the process that a pipeline's scheduler samples, and the stock solvers."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from autoencoder.runtime.errors import require
 from diffusion.config import BLIND_DDIM, NO_DDIM, NO_SHIFT, ProcessConfig
 from diffusion.process import BETAS, TIMESTEPS, Head, Process, flow, variance_preserving
 
+import diffusers  # isort: skip
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler  # isort: skip
 
 LEAST_LOG_SNR = -10.2
@@ -45,6 +48,14 @@ def integrate(
     for timestep in scheduler.timesteps:
         x = scheduler.step(output(x, float(timestep) / TIMESTEPS), timestep, x, return_dict=False)[0]
     return x
+
+
+def open_scheduler(folder: Path) -> Any:
+    """The scheduler of a pipeline's folder; KeyError where diffusers has none of its name."""
+    name = json.loads((folder / "scheduler_config.json").read_text(encoding="utf-8"))["_class_name"]
+    if not hasattr(diffusers, name):
+        raise KeyError(name)
+    return getattr(diffusers, name).from_pretrained(folder)
 
 
 def read_process(scheduler: Any, path: str) -> tuple[Process, float]:
