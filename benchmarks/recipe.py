@@ -3,7 +3,8 @@
 The CPU seconds of a step are measured first, one method after the other on one thread; each then trains for as many steps as `--minutes`
 of one thread buy it (twenty minutes of two threads are forty of one). Every method has two KL weights; figures at equal KL are on
 the line between its two points, at the KL in the middle of the range that all methods reach. All are exported and measured by
-`evaluate_autoencoder`. `--ladder` compares `photos-64` with itself less one ingredient, by shorter runs. Writes
+`evaluate_autoencoder`. `--ladder` compares `photos-64` with itself less one ingredient, by shorter runs: one of each, held against the line
+of the whole recipe's two at its own KL. Writes
 benchmarks/results/recipe-<device>.json after each run; runs that are in it are not made again.
 """
 
@@ -114,6 +115,21 @@ def at_equal_kl(runs: dict[str, Any]) -> dict[str, Any]:
     return told
 
 
+def below_ours(ladder: dict[str, Any]) -> dict[str, Any]:
+    """PSNR and SSIM of each rung less those of the whole recipe at the rung's KL, by seed; `kl_nats` is outside its two where `beyond`."""
+    told: dict[str, Any] = {}
+    for name, run in ladder.items():
+        method, seed, _ = name.rsplit(" ", 2)
+        line = [ladder.get(f"ours {seed} {weight:g}") for weight in KL_WEIGHTS["ours"]]
+        if method == "ours" or None in line:
+            continue
+        one, two = sorted((point for point in line if point), key=lambda point: float(point["kl_nats"]))
+        share = math.log(run["kl_nats"] / one["kl_nats"]) / math.log(two["kl_nats"] / one["kl_nats"])
+        less = {key: round(run[key] - one[key] - share * (two[key] - one[key]), 4) for key in ("psnr_db", "ssim")}
+        told[f"{method} {seed}"] = {"kl_nats": run["kl_nats"], **less, "beyond": not 0 <= share <= 1}
+    return told
+
+
 def main() -> None:
     """Measure and write."""
     parser = frame.parser(__doc__)
@@ -137,7 +153,7 @@ def main() -> None:
         result.setdefault(key, {})
 
     def write() -> None:
-        result["at_equal_kl"] = {part: at_equal_kl(result[part]) for part in ("runs", "ladder")}
+        result["at_equal_kl"], result["less_one_ingredient"] = at_equal_kl(result["runs"]), below_ours(result["ladder"])
         frame.write(file, result)
 
     def steps_of(method: str, minutes: float) -> int:
@@ -155,7 +171,8 @@ def main() -> None:
     part = result[place]
     for seed in [] if options.tune else options.seeds:
         for method in options.only or (LADDER if options.ladder else [*LEARNING_RATES, "ours"]):
-            for weight in KL_WEIGHTS.get(method, KL_WEIGHTS["ours"]):
+            weights = KL_WEIGHTS.get(method, KL_WEIGHTS["ours"])
+            for weight in weights[:1] if options.ladder and method != "ours" else weights:
                 name, steps = f"{method} {seed} {weight:g}", steps_of(method, minutes)
                 if name in part:
                     continue
