@@ -1,13 +1,15 @@
 """What an index costs: seconds to make and to open, and resident bytes a row, of folders, tars and parquet files.
 
     python benchmarks/index.py [--files 1000000] [--samples 1000000] [--rows 1000000] [--folder DIR] [--datasets]
+        [--kinds folder tars parquet]
 
 Images are a few hundred bytes long (links to a few files in the folder): what is measured is the listing, not the reading. The folder has
 1,000 class folders; each sample of a tar an image, a caption and a class; parquet files have row groups of 100 rows. Everything is in
 the page cache, as it was just written. `resident` is anonymous memory, of a process that made the index, and of one that opened the
 written file, whose pages are shared by all processes and given up under pressure. Reads are of bytes (of a folder: of path and size),
 20,000 at random (1,000 of parquet), and of parquet 20,000 in the order of training. `--datasets` loads the same tars and parquet files
-by `datasets`, with the copy that it makes; without it the result file keeps what was measured of that before, with its rows.
+by `datasets`, with the copy that it makes; without it, and of kinds that are not chosen, the result file
+keeps what was measured before.
 `peak` is the most that was resident while the index was made.
 
 Each measurement has a process of its own. The scratch files need a disk with room for as many files, and are removed.
@@ -30,6 +32,7 @@ import frame
 import numpy as np
 
 LOOKED_UP = 20_000
+KINDS = ("folder", "tars", "parquet")
 A_TAR, A_GROUP = 10_000, 100
 IMAGE = bytes(500)
 
@@ -197,11 +200,12 @@ def main() -> None:
     given.add_argument("--rows", type=int, default=1_000_000)
     given.add_argument("--folder", type=Path, help="for the scratch files; by default the system's")
     given.add_argument("--datasets", action="store_true")
+    given.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     arguments = given.parse_args()
     device = frame.device_name(one_thread=True)
     file = frame.result_file("index", device)
     before = json.loads(file.read_text()) if file.exists() else {}
-    result: dict[str, Any] = frame.made_with(device)
+    result: dict[str, Any] = frame.made_with(device) | {kind: before[kind] for kind in KINDS if kind in before}
     scratch = Path(tempfile.mkdtemp(dir=arguments.folder))
     os.environ["XDG_CACHE_HOME"] = str(scratch / "cache")
     try:
@@ -210,8 +214,8 @@ def main() -> None:
             "tars": lambda: make_tars(scratch / "tars", arguments.samples),
             "parquet": lambda: make_parquet(scratch / "parquet", arguments.rows),
         }
-        for kind, make in makers.items():
-            source, index = make(), scratch / f"{kind}.arrow"
+        for kind in arguments.kinds:
+            source, index = makers[kind](), scratch / f"{kind}.arrow"
             result[kind] = {"made": alone(make_index, source, index)}
             if kind == "tars":
                 result[kind]["made_from_cache"] = alone(make_index, source, index)
