@@ -160,6 +160,19 @@ def test_a_card_of_changed_weights_has_no_figures_of_the_old_ones(trained: Path,
     assert "Measured" not in Card.parse(exported(changed, tmp_path / "out")).sections
 
 
+@pytest.mark.parametrize("place", ["pipeline/vae", "vae"])
+def test_an_autoencoder_within_a_run_of_another_stage_has_a_card_of_its_own(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    diffusion = tmp_path / "diffusion"
+    shutil.copytree(trained / "vae", diffusion / place)
+    (diffusion / "config.yaml").write_text("latents: latents/\n")
+    text = exported(diffusion / "pipeline/vae" if place == "pipeline/vae" else diffusion, tmp_path / "out")
+    assert list(Card.parse(text).sections) == ["", "Latents", "Images", "Provenance"]
+    said = capsys.readouterr().err
+    assert ("left out of the model card: latents: no such setting" in said) == (place == "vae")
+
+
 def test_figures_on_a_data_set_of_the_hub_go_into_the_model_index(trained: Path, tmp_path: Path) -> None:
     changed = tmp_path / "run"
     shutil.copytree(trained, changed)
