@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,8 @@ def test_settings_lose_paths_and_arguments_of_own_classes_and_keep_all_else() ->
     assert without_paths({**given, "own": own}) == {
         "source": "photos", "remote": "birds", "hub": "owner/birds", "n": [1, 2.5, None, "20k"], "own": {"class_path": "mine.Images"},
     }  # fmt: skip
+    assert public_name("https://me:secret@host.org/birds/0.tar?signature=secret") == "0.tar"
+    assert public_name("s3://bucket/birds/?.tar") == "?.tar"
     assert public_name("owner/birds (train)") == "owner/birds (train)"
     assert public_name("/data/owner/birds (train)") == "birds (train)"
 
@@ -197,7 +200,7 @@ def test_a_pipelines_card_tells_recipe_and_data_of_the_hub() -> None:
     ]
     provenance = {
         "weights": "the best",
-        "latents": {"data": sources},
+        "latents": {"data": sources, "training_rows": 400_000},
         "parameters": 33_000_000,
         "precision": "bf16",
         "notes": ["the decoder of /home/me/vae"],
@@ -217,7 +220,12 @@ def test_a_pipelines_card_tells_recipe_and_data_of_the_hub() -> None:
     assert "schedule: linear" in section(text, "Recipe")
     assert "| owner/birds (train) | 500 images |" in section(text, "Data")
     assert "/home" not in text and '"the decoder of vae"' in section(text, "Provenance")
+    assert "clip_sample=False" in text
+    cosine = replace(config, process=replace(config.process, schedule="squaredcos_cap_v2"))
+    blind = model_card(cosine, space, evaluation={"metrics": {}}, provenance={})
+    assert "clip_sample=False" not in blind and "DDIM would begin where the table has no signal left" in blind
     both = model_card(config, space, evaluation={"metrics": {}}, provenance=provenance)
+    assert "| Length | 20,000,000 latents in batches of 256, 50.0 epochs of 400,000 rows |" in section(both, "Recipe")
     assert "| more | 100 images |" in section(both, "Data")
     no_classes = TrainDiffusionConfig(latents="l", out="o", conditioning=ConditioningConfig(dropout=0))
     flow = model_card(no_classes, parts(None).space, evaluation={"metrics": {}}, provenance={})
