@@ -65,9 +65,10 @@ class Card:
         items = list(self.sections.items())
         return replace(self, sections=dict([*items[:place], (heading, text), *items[place:]]))
 
-    def loaded_from(self, place: str) -> "Card":
-        """With `place` in its code."""
-        return replace(self, sections={name: text.replace(HUB_ID, place) for name, text in self.sections.items()})
+    def loaded_from(self, place: str, before: str = HUB_ID) -> "Card":
+        """With `place` for HUB_ID, and in its code for `before`, the place that an earlier export has put there."""
+        old, new = f'from_pretrained("{before}"', f'from_pretrained("{place}"'
+        return replace(self, sections={name: text.replace(HUB_ID, place).replace(old, new) for name, text in self.sections.items()})
 
 
 def table(rows: Sequence[Sequence[str]], head: Sequence[str] = ("", "")) -> str:
@@ -97,6 +98,9 @@ def without_paths(value: Any) -> Any:
 
 def public_name(name: str) -> str:
     """What may be said of a source or a model: the demo's and hub names as they are, of anything else the last part of the path."""
+    if name.startswith(("http://", "https://")):
+        # What follows may be a signature that lets others in.
+        name = name.partition("?")[0]
     return name if re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?( \(\w+\))?", name) or os.sep not in name else Path(name.rstrip(os.sep)).name
 
 

@@ -1,5 +1,6 @@
 """`export_autoencoder`: a checkpoint or a finished run as a folder or file that other tools load."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -133,19 +134,22 @@ def _export(argv: list[str] | None) -> int:
         save_single_file(vae, out, preprocessing=described, scale_known=known, dtype=dtype)
     else:
         beside = export_folder.begin(out)
-        card = model_card(vae, recipe, checkpoint=config.checkpoint, dtype=config.dtype, scale_known=known)
-        card = card.with_front(license=config.license).loaded_from(config.push_to_hub or HUB_ID)
-        (beside / "README.md").write_text(card.text(), encoding="utf-8")
-        if recipe is None:
-            artifact.save_stock(model.narrow(vae).to(dtype), beside)
-            if not known:
-                artifact.save_preprocessing({artifact.SCALE_UNKNOWN: True}, beside)
-        else:
-            told = recipe if known else {**recipe, artifact.SCALE_UNKNOWN: True}
-            artifact.save_autoencoder(vae, beside, preprocessing=told, likelihood=opened.likelihood, dtype=dtype)
-        if families is not None:
-            save_families(families, beside)
-        export_folder.finish(beside, out, {"dtype": config.dtype})
+        try:
+            card = model_card(vae, recipe, checkpoint=config.checkpoint, dtype=config.dtype, scale_known=known)
+            card = card.with_front(license=config.license).loaded_from(config.push_to_hub or HUB_ID)
+            (beside / "README.md").write_text(card.text(), encoding="utf-8")
+            if recipe is None:
+                artifact.save_stock(model.narrow(vae).to(dtype), beside)
+                if not known:
+                    artifact.save_preprocessing({artifact.SCALE_UNKNOWN: True}, beside)
+            else:
+                told = recipe if known else {**recipe, artifact.SCALE_UNKNOWN: True}
+                artifact.save_autoencoder(vae, beside, preprocessing=told, likelihood=opened.likelihood, dtype=dtype)
+            if families is not None:
+                save_families(families, beside)
+            export_folder.finish(beside, out, {"dtype": config.dtype})
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
     print(f"written to {out} ({config.format}, {config.dtype})")
     if config.push_to_hub is not None:
         upload = Upload(config.push_to_hub, config.private, out)

@@ -18,6 +18,8 @@ RECORD = "export.json"
 def check_place(out: str, key: str = "out") -> None:
     """Raise `ConfigError` under `key` unless `out` is free for an export: new, empty, or an earlier export that nobody has changed."""
     folder = Path(out)
+    if folder.resolve() == Path.cwd():
+        raise ConfigError(key, out, "is the folder that the command runs in, and would be replaced under it; give another")
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     give = "give a folder that is new or empty"
@@ -37,8 +39,9 @@ def check_place(out: str, key: str = "out") -> None:
 
 def begin(out: Path) -> Path:
     """An empty folder beside `out` to write in; ConfigError where there can be none."""
-    make_folder(out.absolute().parent, "the export")
-    beside = partial(out.absolute())
+    out = out.resolve()
+    make_folder(out.parent, "the export")
+    beside = partial(out)
     try:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir()
@@ -51,11 +54,16 @@ def finish(beside: Path, out: Path, told: dict[str, Any]) -> None:
     """List what is in `beside` in its record, with `told`, and put it in the place of `out`."""
     files = {name: {"bytes": (beside / name).stat().st_size, "sha256": _digest(beside / name)} for name in published(beside)}
     replace_text(beside / RECORD, json.dumps({**told, "files": files}, indent=1, ensure_ascii=False) + "\n")
-    before = out.absolute().with_name(f".{out.name}.before")
+    place = out.resolve()
+    before = place.with_name(f".{place.name}.before")
     shutil.rmtree(before, ignore_errors=True)
-    if out.exists():
-        os.replace(out, before)
-    os.replace(beside, out)
+    try:
+        if place.exists():
+            os.replace(place, before)
+        os.replace(beside, place)
+    # A volume's own folder cannot be replaced.
+    except OSError as error:
+        raise ConfigError("out", str(out), f"cannot be replaced ({error.strerror}); give a folder in it, or another") from error
     shutil.rmtree(before, ignore_errors=True)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,13 @@ from autoencoder.artifact import describe, pixels_of
 from autoencoder.card import HUB_ID, TAG, Card, hub_dataset, provenance_section, public_name, settings_section, table
 from autoencoder.config import TrainAutoencoderConfig
 from autoencoder.model import AutoencoderKL, downsampling, narrow
+from autoencoder.model_path import is_checkpoint
 from autoencoder.objective_summary import rows as objective_rows
 from autoencoder.pixel_recipe import PixelRecipe
 from autoencoder.runtime.cli import load_config
 from autoencoder.runtime.config import count
 from autoencoder.runtime.config_file import plain
+from autoencoder.runtime.errors import UsageError
 from autoencoder.runtime.run_folder import CONFIG
 from autoencoder.runtime.versions import versions
 
@@ -42,16 +45,24 @@ class Origin:
 
     @classmethod
     def of(cls, checkpoint: str, hashes: Mapping[str, Any]) -> "Origin":
-        """The run, or the checkpoint's run, that `checkpoint` names; `hashes` are those of its weights."""
+        """The run, or the checkpoint's run, that `checkpoint` names; `hashes` are those of its weights.
+
+        Not one of another stage or version, which may hold an autoencoder as well.
+        """
         given = Path(checkpoint)
-        run = next((place for place in (given, given.parent.parent) if (place / CONFIG).is_file()), None) if given.is_dir() else None
-        if run is None:
+        run = given.parent.parent if is_checkpoint(given) else given
+        if not (run / CONFIG).is_file():
+            return cls()
+        try:
+            config = load_config(TrainAutoencoderConfig, run / CONFIG)
+        except UsageError as error:
+            print(f"what this run tells is left out of the model card: {error}", file=sys.stderr)
             return cls()
         file = run / "evaluation.json"
         evaluation = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
         if evaluation is not None and any(evaluation["provenance"][name] != hashes[name] for name in ("encoder_hash", "decoder_hash")):
             evaluation = None
-        return cls(load_config(TrainAutoencoderConfig, run / CONFIG), evaluation)
+        return cls(config, evaluation)
 
     @property
     def dataset(self) -> str | None:

@@ -65,8 +65,9 @@ class Remote:
     files: frozenset[str]
 
     def superseded(self, upload: Upload) -> list[str]:
-        """Other weights, of the names that loaders look for: beside those of `upload` they would be loaded as variants of them."""
-        return sorted(name for name in self.files - upload.files.keys() if _WEIGHTS.fullmatch(name))
+        """Other weights, of the names that loaders look for, beside those of `upload`: they would be loaded as variants of them."""
+        folders = {Path(name).parent for name in upload.files if _WEIGHTS.fullmatch(name)}
+        return sorted(name for name in self.files - upload.files.keys() if _WEIGHTS.fullmatch(name) and Path(name).parent in folders)
 
 
 def log_in(repository: str) -> "HfApi":

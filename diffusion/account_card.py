@@ -71,6 +71,7 @@ def _text(account: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
     ]
     saved, given = account["saved_nats"], "" if not account["labelled"] else f", {account['labelled']:,} of them given their class"
     low, high = account["log_snr"]
+    seen = " These are the images that it was trained on, which it may know by heart." if account["same_images"] else ""
     calibrated = " Calibrated: the network's estimate scaled by noise level, which only the bound has and not the samples."
     return "\n".join(
         [
@@ -78,7 +79,7 @@ def _text(account: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
             "",
             "The bound of the whole on −log p(x), by the prior that is assumed for the latents. The diffusion model saves "
             f"{_figure(saved)} nats an image. On {account['crops']:,} crops of {account['images']:,} images "
-            f"({public_name(provenance['data']['source'])}{given}), log SNR from {low:g} to {high:g}."
+            f"({public_name(provenance['data']['source'])}{given}), log SNR from {low:g} to {high:g}.{seen}"
             f"{calibrated if 'calibrated' in priors else ''}",
         ]
     )

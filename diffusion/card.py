@@ -110,12 +110,13 @@ def _recipe(config: TrainDiffusionConfig, space: LatentSpace, provenance: Mappin
     width, tokens = network["heads"] * network["head_dim"], (space.shape[1] // config.denoiser.patch_size) ** 2
     millions = f", {provenance['parameters'] / 1e6:.1f}M parameters" if "parameters" in provenance else ""
     rate = f"learning rate {optimizer.lr:g}" + (f" (Muon's {optimizer.muon_lr:g})" if optimizer.name == "muon" else "")
-    seen = count(train.images, "train.images")
+    seen, rows = count(train.images, "train.images"), provenance.get("latents", {}).get("training_rows")
+    epochs = f", {seen / rows:.1f} epochs of {rows:,} rows" if rows else ""
     return [
         ("Process", f"{process_words(config.process)}; times {config.process.times}, loss weights {config.process.weight}"),
         ("Network", f"{network['layers']} blocks, width {width}, {network['heads']} heads, {tokens} tokens{millions}"),
         ("Optimiser", f"{optimizer.name}, {rate}, {optimizer.schedule}"),
-        ("Length", f"{seen:,} latents in batches of {train.batch_size}, {seen / max(1, space.rows):.1f} epochs of {space.rows:,} rows"),
+        ("Length", f"{seen:,} latents in batches of {train.batch_size}{epochs}"),
         ("Classes left out in training", f"{config.conditioning.dropout:.0%}" if space.classes else "no classes"),
         *([("Weights", str(provenance["weights"]))] if "weights" in provenance else []),
         ("Precision", str(provenance.get("precision", train.precision))),
@@ -139,9 +140,13 @@ def _published(provenance: Mapping[str, Any], config: TrainDiffusionConfig) -> d
 
 def _scheduler(config: TrainDiffusionConfig) -> str:
     """What may stand in the scheduler's place."""
-    euler = "`DiTPipeline` runs Euler schedulers wrongly in silence."
-    if config.process.name == "flow":
+    euler, process = "`DiTPipeline` runs Euler schedulers wrongly in silence.", config.process
+    if process.name == "flow":
         return f"Keep the scheduler or another DPM-Solver++ on flow sigmas: {euler}"
+    if (process.schedule, process.head) == ("squaredcos_cap_v2", "epsilon"):
+        return (
+            f"Keep the scheduler: DDIM would begin where the table has no signal left, of which a predicted noise says nothing, and {euler}"
+        )
     ddim = '`DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False, timestep_spacing="trailing")`'
     return f"Keep the scheduler or take {ddim}: {euler}"
 

@@ -35,12 +35,14 @@ def export(config: ExportPipelineConfig, folder: Path) -> None:
         left = _copy(folder, beside)
         variants, headroom = _variants(config, beside)
         card = Card.parse((beside / CARD).read_text(encoding="utf-8")) if (beside / CARD).is_file() else _plain_card()
-        card = card.with_front(license=config.license).loaded_from(config.push_to_hub or HUB_ID)
+        earlier = _repository(folder)
+        card = card.with_front(license=config.license).loaded_from(config.push_to_hub or earlier, earlier)
         card = card.with_section(WEIGHTS, weights_section(variants, GATE_STEPS) if variants else None, before=AFTER)
         if account is not None:
             card = card.with_section(ACCOUNT, account.text, before=AFTER[1:]).with_front(**{"model-index": account.model_index})
         replace_text(beside / CARD, card.text())
-        export_folder.finish(beside, out, {"variants": variants, "fp16_headroom": headroom})
+        told = {"repository": config.push_to_hub or earlier, "variants": variants, "fp16_headroom": headroom}
+        export_folder.finish(beside, out, told)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     aside = f"; not published: {', '.join(left)}" if left else ""
@@ -87,6 +89,14 @@ def _copy(folder: Path, beside: Path) -> list[str]:
         elif name != export_folder.RECORD:
             left.append(name)
     return left
+
+
+def _repository(folder: Path) -> str:
+    """What the code of the card in `folder`, which may be an earlier export, loads: HUB_ID as long as that has no name."""
+    try:
+        return str(json.loads((folder / export_folder.RECORD).read_text(encoding="utf-8"))["repository"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return HUB_ID
 
 
 def _say_upcast(folder: Path) -> None:

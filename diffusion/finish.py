@@ -167,10 +167,17 @@ def _metric(value: float) -> dict[str, Any]:
 def _provenance(task: DiffusionTask, notes: Sequence[str]) -> dict[str, Any]:
     data = [_published(segment["source"]) for segment in task.train_rows.latents.manifest["segments"]]
     space, config = task.space, task.config
+    latents = {
+        "rows_hash": space.rows_hash,
+        "rows": space.rows,
+        "training_rows": len(task.train_rows.rows),
+        "shape": list(space.shape),
+        "data": data,
+    }
     return {
         "encoder_hash": space.encoder_hash,
         "decoder_hash": space.decoder_hash,
-        "latents": {"rows_hash": space.rows_hash, "rows": space.rows, "shape": list(space.shape), "data": data},
+        "latents": latents,
         "sampling": {**{key: value for key, value in asdict(config.sampling).items() if key != "evaluate"}, "guidance": config.guidance},
         "validation": f"error of the {task.config.process.head} on {len(task.validation_rows)} held-out rows at fixed times and noise",
         "images_seen": task.steps.images,

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,8 @@ def test_settings_lose_paths_and_arguments_of_own_classes_and_keep_all_else() ->
     assert without_paths({**given, "own": own}) == {
         "source": "photos", "remote": "birds", "hub": "owner/birds", "n": [1, 2.5, None, "20k"], "own": {"class_path": "mine.Images"},
     }  # fmt: skip
+    assert public_name("https://me:secret@host.org/birds/0.tar?signature=secret") == "0.tar"
+    assert public_name("s3://bucket/birds/?.tar") == "?.tar"
     assert public_name("owner/birds (train)") == "owner/birds (train)"
     assert public_name("/data/owner/birds (train)") == "birds (train)"
 
@@ -160,6 +163,19 @@ def test_a_card_of_changed_weights_has_no_figures_of_the_old_ones(trained: Path,
     assert "Measured" not in Card.parse(exported(changed, tmp_path / "out")).sections
 
 
+@pytest.mark.parametrize("place", ["pipeline/vae", "vae"])
+def test_an_autoencoder_within_a_run_of_another_stage_has_a_card_of_its_own(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    diffusion = tmp_path / "diffusion"
+    shutil.copytree(trained / "vae", diffusion / place)
+    (diffusion / "config.yaml").write_text("latents: latents/\n")
+    text = exported(diffusion / "pipeline/vae" if place == "pipeline/vae" else diffusion, tmp_path / "out")
+    assert list(Card.parse(text).sections) == ["", "Latents", "Images", "Provenance"]
+    said = capsys.readouterr().err
+    assert ("left out of the model card: latents: no such setting" in said) == (place == "vae")
+
+
 def test_figures_on_a_data_set_of_the_hub_go_into_the_model_index(trained: Path, tmp_path: Path) -> None:
     changed = tmp_path / "run"
     shutil.copytree(trained, changed)
@@ -184,7 +200,7 @@ def test_a_pipelines_card_tells_recipe_and_data_of_the_hub() -> None:
     ]
     provenance = {
         "weights": "the best",
-        "latents": {"data": sources},
+        "latents": {"data": sources, "training_rows": 400_000},
         "parameters": 33_000_000,
         "precision": "bf16",
         "notes": ["the decoder of /home/me/vae"],
@@ -204,7 +220,12 @@ def test_a_pipelines_card_tells_recipe_and_data_of_the_hub() -> None:
     assert "schedule: linear" in section(text, "Recipe")
     assert "| owner/birds (train) | 500 images |" in section(text, "Data")
     assert "/home" not in text and '"the decoder of vae"' in section(text, "Provenance")
+    assert "clip_sample=False" in text
+    cosine = replace(config, process=replace(config.process, schedule="squaredcos_cap_v2"))
+    blind = model_card(cosine, space, evaluation={"metrics": {}}, provenance={})
+    assert "clip_sample=False" not in blind and "DDIM would begin where the table has no signal left" in blind
     both = model_card(config, space, evaluation={"metrics": {}}, provenance=provenance)
+    assert "| Length | 20,000,000 latents in batches of 256, 50.0 epochs of 400,000 rows |" in section(both, "Recipe")
     assert "| more | 100 images |" in section(both, "Data")
     no_classes = TrainDiffusionConfig(latents="l", out="o", conditioning=ConditioningConfig(dropout=0))
     flow = model_card(no_classes, parts(None).space, evaluation={"metrics": {}}, provenance={})

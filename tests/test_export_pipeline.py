@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -271,6 +272,7 @@ def account_of(folder: Path, **changes: Any) -> dict[str, Any]:
         "crops": 64,
         "images": 60,
         "labelled": 5,
+        "same_images": False,
         "log_snr": [-12.0, 5.0],
         "nll_nats": figure(1000.0),
     } | priors
@@ -291,6 +293,29 @@ def test_the_account_goes_into_card_and_model_index(run: Path, tmp_path: Path) -
         "saves 50 ± 0.5 nats an image" in section
         and "64 crops of 60 images (owner/birds (test), 5 of them given their class), log SNR from -12 to 5." in section
     )
+
+
+def test_an_account_of_the_images_of_training_says_so(run: Path, tmp_path: Path) -> None:
+    for same in (False, True):
+        (tmp_path / "a.json").write_text(json.dumps(account_of(run / "pipeline", same_images=same)))
+        text = read_account(str(tmp_path / "a.json"), run / "pipeline").text
+        assert ("These are the images that it was trained on" in text) == same
+
+
+def test_an_export_of_an_export_is_loaded_from_its_own_repository(run: Path, tmp_path: Path) -> None:
+    code = 'from_pretrained("{}")'
+    pipeline = shutil.copytree(run / "pipeline", tmp_path / "pipeline")
+    card = (pipeline / "README.md").read_text().replace("`PATH_OR_HUB_ID`", f"`{code.format('PATH_OR_HUB_ID')}`")
+    mine = 'from_pretrained("me/another") stays'
+    (pipeline / "README.md").write_text(card + mine)
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    assert main(pipeline, first, "--push_to_hub", "me/one", "--dry_run") == 0
+    assert main(first, second, "--push_to_hub", "me/two", "--dry_run") == 0
+    assert main(second, third) == 0
+    for out, place in ((first, "me/one"), (second, "me/two"), (third, "me/two")):
+        text = (out / "README.md").read_text()
+        assert text.count("from_pretrained(") == 2 and code.format(place) in text and mine in text
+        assert json.loads((out / "export.json").read_text())["repository"] == place
 
 
 def test_an_account_of_images_that_are_not_on_the_hub_is_in_no_model_index(run: Path, tmp_path: Path) -> None:

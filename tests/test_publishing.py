@@ -1,5 +1,6 @@
 """Publishing on the hub: what is sent, as what, and what is refused; and the folders that exports write."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from autoencoder.model import build
 from autoencoder.model_config import ModelConfig
 from autoencoder.publishing import Upload, check_publishing, describe, log_in, publish
 from autoencoder.runtime.errors import ConfigError, UsageError
+from autoencoder.runtime.files import replace_text
 from tests.hub import FakeHub, http_error, install
 
 FILES = {"README.md": "---\nlicense: mit\n---\n\n# Card\n", "config.json": "{}", "diffusion_pytorch_model.safetensors": "weights"}
@@ -51,11 +53,8 @@ def test_a_new_repository_gets_the_files_of_the_folder_in_one_commit(hub: FakeHu
 
 def test_weights_of_an_earlier_export_go_and_all_else_stays(hub: FakeHub, folder: Path) -> None:
     kept = {".gitattributes": b"a", "samples.png": b"b", "vae/notes.md": b"c", "LICENSE": b"d"}
-    gone = [
-        "diffusion_pytorch_model.bin",
-        "diffusion_pytorch_model.fp16.safetensors",
-        "transformer/diffusion_pytorch_model.bf16.safetensors",
-    ]
+    kept["transformer/diffusion_pytorch_model.safetensors"] = b"of a model that this is no part of"
+    gone = ["diffusion_pytorch_model.bin", "diffusion_pytorch_model.fp16.safetensors"]
     hub.repositories["me/model"] = (True, {**kept, **dict.fromkeys(gone, b"old"), "config.json": b"old"})
     upload = Upload("me/model", False, folder)
     shown = describe(upload)
@@ -182,6 +181,37 @@ def test_a_file_is_no_place_for_a_folder(tmp_path: Path) -> None:
         check_place(str(tmp_path / "file"))
 
 
+def test_the_folder_that_the_command_runs_in_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for out in (".", str(tmp_path), f"{tmp_path}/more/.."):
+        with pytest.raises(ConfigError, match=r"out: got .*; is the folder that the command runs in"):
+            check_place(out)
+
+
+def test_a_link_to_a_folder_stays_one_and_its_folder_is_replaced(tmp_path: Path, folder: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    for text in ("1", "2"):
+        write(link, {"config.json": text})
+        assert link.is_symlink() and (folder / "config.json").read_text() == text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "out"]
+
+
+def test_a_folder_that_cannot_be_replaced_is_one_message(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(*_: object) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    before = contents(folder)
+    beside = begin(folder)
+    replace_text(beside / "config.json", "other")
+    replace_text(beside / RECORD, "{}")
+    monkeypatch.setattr("autoencoder.export_folder.replace_text", lambda path, text: None)
+    monkeypatch.setattr("autoencoder.export_folder.os.replace", busy)
+    with pytest.raises(ConfigError, match=r"out: got .*; cannot be replaced \(Device or resource busy\)"):
+        finish(beside, folder, {})
+    assert contents(folder) == before
+
+
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A diffusers folder."""
@@ -216,6 +246,16 @@ def test_a_token_that_is_refused_stops_before_anything_is_written(
     hub.failures["whoami"] = http_error(401)
     assert export.main(["--checkpoint", str(network), "--out", str(tmp_path / "out"), "--push_to_hub", "me/vae"]) == 2
     assert capsys.readouterr().err.startswith("error: push_to_hub: got 'me/vae'; the hub does not accept the token")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_that_fails_leaves_nothing_beside(network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("autoencoder.artifact.save_stock", full)
+    with pytest.raises(OSError, match="No space left"):
+        export.main(["--checkpoint", str(network), "--out", str(tmp_path / "out")])
     assert list(tmp_path.iterdir()) == []
 
 
