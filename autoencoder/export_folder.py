@@ -20,6 +20,9 @@ def check_place(out: str, key: str = "out") -> None:
     folder = Path(out)
     if folder.resolve() == Path.cwd():
         raise ConfigError(key, out, "is the folder that the command runs in, and would be replaced under it; give another")
+    above = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise ConfigError(key, out, f"{above} is a file; give a folder that can be made")
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     give = "give a folder that is new or empty"

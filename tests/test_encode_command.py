@@ -3,10 +3,10 @@
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -217,12 +217,14 @@ def test_a_plan_that_cannot_be_read_is_refused(setting: Path, tmp_path: Path, ca
     assert "its plan.json has version 3" in refused(capsys, arguments(setting, tmp_path / "copy"))
 
 
-def test_help_comes_in_half_a_second() -> None:
+def test_help_takes_half_a_second_of_a_processor() -> None:
+    # Its own seconds: what it waits for, on a busy machine, is not its doing.
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "scripts/encode_dataset.py", "--help"], cwd=ROOT, check=True, capture_output=True)
-        seconds.append(time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(seconds) < 0.5
 
 
