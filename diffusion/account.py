@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autoencoder.data.sources import fingerprints
 from autoencoder.latents.progress import Progress
 from autoencoder.measuring import Opened, Report
 from autoencoder.missing import observed_values
@@ -66,12 +67,13 @@ def prepare(config: EvaluatePairConfig, opened: Opened) -> Callable[[Report], Re
     pilot, stored = pilot_latents(
         prior, path, settings.latents, most=settings.pilot_rows, seed=config.seed, labelled=settings.labels == "auto", device=opened.device
     )
+    encoded = {segment["source"]["fingerprint"] for segment in stored.manifest["segments"]}
     told = {
         "pipeline": path,
         "network_hash": network_hash(folder),
         "process": prior.process.head,
         "pilot": {"latents": str(stored.folder), "rows": len(pilot)},
-        "same_images": any(s["source"]["fingerprint"] == opened.source.fingerprint for s in stored.manifest["segments"]),
+        "same_images": not encoded.isdisjoint(fingerprints(opened.source)),
     }
     return lambda report: told | _Account(config, opened, prior, pilot).measure(report)
 

@@ -21,7 +21,7 @@ def section(told: dict[str, Any]) -> str:
         ),
     ]
     if told["same_images"]:
-        parts.append(_wrapped("but: these are the images that the prior was trained on, which it may know by heart; give held-out ones"))
+        parts.append(_wrapped("but: these images are among those encoded for the prior, which it may know by heart; give held-out ones"))
     rows = [("standard normal", "standard_normal"), ("diffusion model", "learned"), ("the same, calibrated", "calibrated")]
     discrete = "bits_per_dim" in told["learned"]
     parts.append(f"  {'prior':21}{'NLL':>10}{'rate':>25}{'total':>28}{'bits/dim' if discrete else '':>28}".rstrip())

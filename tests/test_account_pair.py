@@ -175,9 +175,10 @@ def test_what_has_no_account_is_refused_before_anything_is_measured(
     assert "does not tell which autoencoder" in refusal(capsys, [*pair.argv, f"--pipeline={other}"])
     for wrong, said in (
         ("--pipeline=owner/name", "download"), ("--pipeline=/nowhere", "no such folder"), ("--account.draws=7", "even number"),
-        ("--account.images=1", "at least 2"), ("--account.ode_tolerance=0", "above 0"), ("--account.pilot_rows=2", "at least 8"),
+        ("--account.images=1", "at least 2"), ("--account.pilot_rows=2", "at least 8"),
     ):  # fmt: skip
         assert said in refusal(capsys, [*pair.argv, wrong])
+    assert "above 0" in refusal(capsys, [*pair.argv, "--account.ode_rows=2", "--account.ode_tolerance=0"])
 
 
 def test_a_bare_pipeline_wants_latents(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,6 +190,18 @@ def test_the_command_measures_an_autoencoder_alone_as_before(pair: Pair, tmp_pat
     argv = ["evaluate_autoencoder", "--model", str(pair.model), f"--data.source={pair.images}", "--data.workers=0"]
     assert command.main([*argv, "--out", str(tmp_path / "a.json")]) == 0
     assert "account" not in json.loads((tmp_path / "a.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--account.draws=8"], "account.draws: got 8; it would have no effect: without a pipeline there is no account"),
+        (["--pipeline", "PIPELINE", "--account.ode_tolerance=1e-3"], "account.ode_tolerance: got 0.001; it would have no effect"),
+    ],
+)
+def test_settings_of_no_account_are_refused(pair: Pair, capsys: pytest.CaptureFixture[str], given: list[str], said: str) -> None:
+    options = [str(pair.pipeline) if option == "PIPELINE" else option for option in given]
+    assert said in refusal(capsys, ["--model", str(pair.model), f"--data.source={pair.images}", *options])
 
 
 def test_labels_go_by_name(pair: Pair) -> None:
@@ -256,6 +269,9 @@ def test_a_run_tells_where_its_training_rows_are(
     assert told["pilot"] == {"latents": str(made.latents), "rows": 8} and told["labelled"] == 12
     # Those are the images that were encoded.
     assert told["same_images"] and "may know by heart" in capsys.readouterr().out
+    # Likewise of some of them.
+    assert evaluate.main([*argv, *options, "--data.images=4", "--out", str(tmp_path / "a.json")]) == 0
+    assert json.loads((tmp_path / "a.json").read_text())["account"]["same_images"]
     other = refusal(capsys, [*argv, *options, f"--account.latents={made.other_latents}"])
     assert "account.latents: latents of another encoder" in other and other.count("encoder_hash") == 2
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from autoencoder.export_folder import RECORD, published
 from autoencoder.runtime.errors import ConfigError, UsageError
 from diffusion import export
-from diffusion.account_card import read_account
+from diffusion.account_card import Account, read_account
 from diffusion.config import ProcessConfig
 from diffusion.pipeline import run_stock
 from diffusion.pipeline_path import network_hash
@@ -271,6 +271,7 @@ def account_of(folder: Path, **changes: Any) -> dict[str, Any]:
         "crops": 64,
         "images": 60,
         "labelled": 5,
+        "same_images": False,
         "log_snr": [-12.0, 5.0],
         "nll_nats": figure(1000.0),
     } | priors
@@ -291,6 +292,19 @@ def test_the_account_goes_into_card_and_model_index(run: Path, tmp_path: Path) -
         "saves 50 ± 0.5 nats an image" in section
         and "64 crops of 60 images (owner/birds (test), 5 of them given their class), log SNR from -12 to 5." in section
     )
+
+
+def test_the_cards_account_says_of_labels_and_of_images_that_the_prior_may_know(run: Path, tmp_path: Path) -> None:
+    def told(**changes: Any) -> Account:
+        (tmp_path / "a.json").write_text(json.dumps(account_of(run / "pipeline", **changes)))
+        return read_account(str(tmp_path / "a.json"), run / "pipeline")
+
+    held_out, known = told(labelled=0), told(labelled=64, same_images=True)
+    assert "| Bound on −log p(x) |" in held_out.text and "bound of the whole on −log p(x), by" in held_out.text
+    assert "by heart" not in held_out.text and held_out.model_index is not None
+    assert "| Bound on −log p(x\\|y) |" in known.text and "bound of the whole on −log p(x|y), by" in known.text
+    assert "which may know them by heart" in known.text and known.model_index is None
+    assert "−log p(x|y) and −log p(x), by" in told().text
 
 
 def test_an_account_of_images_that_are_not_on_the_hub_is_in_no_model_index(run: Path, tmp_path: Path) -> None:
