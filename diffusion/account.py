@@ -250,13 +250,14 @@ class _Account:
     def _ode(self, crops: list[_Crops]) -> Report:
         """The ODE's -log p(z) of the first crops, and the bound at the same latents."""
         most, edges, device = self.settings.ode_rows, self.plan.sampler.edges, self.opened.device
-        values, bounds, labels = (torch.cat([getattr(part, name) for part in crops])[:most] for name in ("latents", "bound", "labels"))
+        names = ("latents", "bound", "labels", "photo")
+        values, bounds, labels, photo = (torch.cat([getattr(part, name) for part in crops])[:most] for name in names)
         print(f"account: probability-flow ODE of {len(values)} crops", file=sys.stderr)
         found = ode_values(
             self.prior.denoiser, Latents(values.to(device), labels.to(device), range(len(values))), self.prior.process, low=float(edges[0]),
             high=float(edges[self.plan.levels]), rtol=self.settings.ode_tolerance, atol=self.settings.ode_tolerance, seed=self.config.seed,
         )  # fmt: skip
-        difference = Estimate.of((bounds - found.nats)[None])
+        difference = Estimate.of((bounds - found.nats)[None], photo)
         return _finite({
             "rows": len(values),
             "nats": float(found.nats.mean()),

@@ -71,9 +71,11 @@ def _line(name: str, entry: dict[str, Any]) -> str:
 
 def _price(told: dict[str, Any]) -> list[str]:
     learned, best, trained = told["learned"], told["best_beta"], told["effective_beta"]
-    less, above = ("less", "above") if learned["value"] > 1 else ("more", "below")
+    # Below 0 a wider posterior raises the rate as well.
+    value = learned["value"]
+    less, above = ("less", "above 1") if value > 1 else ("less", "below 0") if value < 0 else ("more", "below 1")
     lines = [
-        f"price of the rate: at the margin one more nat of the learned rate buys {_ratio(learned)} nats of NLL ({above} 1: {less} noise in "
+        f"price of the rate: at the margin one more nat of the learned rate buys {_ratio(learned)} nats of NLL ({above}: {less} noise in "
         f"the posterior would lower the total); one more nat of KL to the standard normal buys {_ratio(told['standard_normal'])}"
     ]
     now = f", where this one was trained at an effective {trained:.3g}" if trained else ""
