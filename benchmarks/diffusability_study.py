@@ -40,7 +40,7 @@ VAES = {
     "beta 4, 4 channels, equivariance": vae(4, 4, 0.3),
     "beta 4, 8 channels, equivariance": vae(4, 8, 0.3),
 }
-DIFFUSION = ["--config=demo", "--denoiser.patch_size=2", "--train.images=40k", "--log.validate_every_images=40k", "--sampling.evaluate=0"]
+DIFFUSION = ["--config=demo", "--denoiser.patch_size=2", "--train.images=40k", "--log.validate_every_images=40k", "--sampling.evaluate=512"]
 SAMPLES = 2000
 CHEAP = {
     "rate": "KL to N(0, I), nats",
@@ -114,8 +114,9 @@ def measure(name: str, seed: int, options: argparse.Namespace) -> dict[str, floa
     command("sample", f"--pipeline={folder}", *told, f"--out={drawn}")
     quality = frechet_distance(classifier.features_of(network, classifier.to_images(pictures(drawn))), reference)
     shutil.rmtree(drawn)
-    loss = json.loads((folder / "evaluation.json").read_text())["metrics"]["loss"]["mean"]
-    return {"quality": round(quality, 3), "loss": round(loss, 4), "account": account(name, folder, options)}
+    metrics = json.loads((folder / "evaluation.json").read_text())["metrics"]
+    loss, own = metrics["loss"]["mean"], metrics["frechet"]["mean"]
+    return {"quality": round(quality, 3), "loss": round(loss, 4), "own": round(own, 3), "account": account(name, folder, options)}
 
 
 def account(name: str, pipeline: Path, options: argparse.Namespace) -> float:

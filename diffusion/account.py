@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autoencoder.data.sources import fingerprints
 from autoencoder.latents.progress import Progress
 from autoencoder.measuring import Opened, Report
 from autoencoder.missing import observed_values
@@ -66,12 +67,13 @@ def prepare(config: EvaluatePairConfig, opened: Opened) -> Callable[[Report], Re
     pilot, stored = pilot_latents(
         prior, path, settings.latents, most=settings.pilot_rows, seed=config.seed, labelled=settings.labels == "auto", device=opened.device
     )
+    encoded = {segment["source"]["fingerprint"] for segment in stored.manifest["segments"]}
     told = {
         "pipeline": path,
         "network_hash": network_hash(folder),
         "process": prior.process.head,
         "pilot": {"latents": str(stored.folder), "rows": len(pilot)},
-        "same_images": any(s["source"]["fingerprint"] == opened.source.fingerprint for s in stored.manifest["segments"]),
+        "same_images": not encoded.isdisjoint(fingerprints(opened.source)),
     }
     return lambda report: told | _Account(config, opened, prior, pilot).measure(report)
 
@@ -248,13 +250,14 @@ class _Account:
     def _ode(self, crops: list[_Crops]) -> Report:
         """The ODE's -log p(z) of the first crops, and the bound at the same latents."""
         most, edges, device = self.settings.ode_rows, self.plan.sampler.edges, self.opened.device
-        values, bounds, labels = (torch.cat([getattr(part, name) for part in crops])[:most] for name in ("latents", "bound", "labels"))
+        names = ("latents", "bound", "labels", "photo")
+        values, bounds, labels, photo = (torch.cat([getattr(part, name) for part in crops])[:most] for name in names)
         print(f"account: probability-flow ODE of {len(values)} crops", file=sys.stderr)
         found = ode_values(
             self.prior.denoiser, Latents(values.to(device), labels.to(device), range(len(values))), self.prior.process, low=float(edges[0]),
             high=float(edges[self.plan.levels]), rtol=self.settings.ode_tolerance, atol=self.settings.ode_tolerance, seed=self.config.seed,
         )  # fmt: skip
-        difference = Estimate.of((bounds - found.nats)[None])
+        difference = Estimate.of((bounds - found.nats)[None], photo)
         return _finite({
             "rows": len(values),
             "nats": float(found.nats.mean()),

@@ -22,7 +22,7 @@ class Account:
     text: str
     """Markdown."""
     model_index: list[dict[str, Any]] | None
-    """Bits/dim for the hub, where the images are a split of a data set there."""
+    """Bits/dim for the hub, where the images are a split of a data set there and not those that were encoded for the prior."""
 
 
 def read_account(path: str, folder: Path) -> Account:
@@ -58,29 +58,32 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 
 def _text(account: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
+    # The label's own nats are in no bound on a crop that is given its class.
+    labelled = account["labelled"]
+    of = "−log p(x|y)" if labelled == account["crops"] else "−log p(x|y) and −log p(x)" if labelled else "−log p(x)"
     priors = [name for name in _PRIORS if name in account]
     rows = [["NLL, E_q[−log p(x|z)]", *[_figure(account["nll_nats"])] * len(priors)]]
     rows += [
         [title, *(_figure(account[name][key]) for name in priors)]
         for title, key in (
             ("Rate, E_q[−log p(z)] − H(q(z|x))", "rate_nats"),
-            ("Bound on −log p(x)", "total_nats"),
+            (f"Bound on {of}", "total_nats"),
             ("Bits/dim", "bits_per_dim"),
         )
         if all(key in account[name] for name in priors)
     ]
-    saved, given = account["saved_nats"], "" if not account["labelled"] else f", {account['labelled']:,} of them given their class"
+    saved, given = account["saved_nats"], "" if not labelled else f", {labelled:,} of them given their class"
     low, high = account["log_snr"]
-    seen = " These are the images that it was trained on, which it may know by heart." if account["same_images"] else ""
+    seen = " These images are among those that were encoded for the prior, which may know them by heart." if account["same_images"] else ""
     calibrated = " Calibrated: the network's estimate scaled by noise level, which only the bound has and not the samples."
     return "\n".join(
         [
             table(rows, ("nats an image, ± standard error", *(_PRIORS[name] for name in priors))),
             "",
-            "The bound of the whole on −log p(x), by the prior that is assumed for the latents. The diffusion model saves "
+            f"The bound of the whole on {of}, by the prior that is assumed for the latents. The diffusion model saves "
             f"{_figure(saved)} nats an image. On {account['crops']:,} crops of {account['images']:,} images "
-            f"({public_name(provenance['data']['source'])}{given}), log SNR from {low:g} to {high:g}.{seen}"
-            f"{calibrated if 'calibrated' in priors else ''}",
+            f"({public_name(provenance['data']['source'])}{given}), log SNR from {low:g} to {high:g}."
+            f"{seen}{calibrated if 'calibrated' in priors else ''}",
         ]
     )
 
@@ -93,7 +96,7 @@ def _figure(told: Mapping[str, float | None]) -> str:
 def _model_index(account: Mapping[str, Any], provenance: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     data = provenance["data"]
     name = hub_dataset(data["source"], data["fingerprint"])
-    if name is None or "bits_per_dim" not in account["learned"]:
+    if name is None or account["same_images"] or "bits_per_dim" not in account["learned"]:
         return None
     metric = {"type": "bits_per_dim", "name": "Bits/dim, a bound", "value": round(account["learned"]["bits_per_dim"]["mean"], 4)}
     result = {

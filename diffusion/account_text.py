@@ -21,7 +21,7 @@ def section(told: dict[str, Any]) -> str:
         ),
     ]
     if told["same_images"]:
-        parts.append(_wrapped("but: these are the images that the prior was trained on, which it may know by heart; give held-out ones"))
+        parts.append(_wrapped("but: these images are among those encoded for the prior, which it may know by heart; give held-out ones"))
     rows = [("standard normal", "standard_normal"), ("diffusion model", "learned"), ("the same, calibrated", "calibrated")]
     discrete = "bits_per_dim" in told["learned"]
     parts.append(f"  {'prior':21}{'NLL':>10}{'rate':>25}{'total':>28}{'bits/dim' if discrete else '':>28}".rstrip())
@@ -71,9 +71,11 @@ def _line(name: str, entry: dict[str, Any]) -> str:
 
 def _price(told: dict[str, Any]) -> list[str]:
     learned, best, trained = told["learned"], told["best_beta"], told["effective_beta"]
-    less, above = ("less", "above") if learned["value"] > 1 else ("more", "below")
+    # Below 0 a wider posterior raises the rate as well.
+    value = learned["value"]
+    less, above = ("less", "above 1") if value > 1 else ("less", "below 0") if value < 0 else ("more", "below 1")
     lines = [
-        f"price of the rate: at the margin one more nat of the learned rate buys {_ratio(learned)} nats of NLL ({above} 1: {less} noise in "
+        f"price of the rate: at the margin one more nat of the learned rate buys {_ratio(learned)} nats of NLL ({above}: {less} noise in "
         f"the posterior would lower the total); one more nat of KL to the standard normal buys {_ratio(told['standard_normal'])}"
     ]
     now = f", where this one was trained at an effective {trained:.3g}" if trained else ""

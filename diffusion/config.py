@@ -1,5 +1,6 @@
 """The diffusion stage's configuration. Torch-free: every command's --help is built from it."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -111,7 +112,8 @@ class ProcessConfig:
             used = "likelihood" in (self.times, self.weight)
             remedy = "it would have no effect: neither process.times nor process.weight is likelihood. Give one of them, or leave it out"
             require(used, "log_snr", self.log_snr, remedy)
-            require(self.log_snr[0] < self.log_snr[1], "log_snr", self.log_snr, "give two log SNRs, the lower one first")
+            ordered = -math.inf < self.log_snr[0] < self.log_snr[1] < math.inf
+            require(ordered, "log_snr", self.log_snr, "give two finite log SNRs, the lower one first")
 
     @property
     def head(self) -> Literal["velocity", "v", "epsilon"]:

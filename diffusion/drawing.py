@@ -21,9 +21,10 @@ from autoencoder.identity import ENCODER
 from autoencoder.model import decode, decoded_at_once, downsampling
 from autoencoder.preview import Preview
 from autoencoder.report.pictures import plain_grid
-from autoencoder.runtime.errors import ConfigError, UsageError, first_line
+from autoencoder.runtime.errors import ConfigError, UsageError, first_line, require
 from autoencoder.runtime.files import replace_text
 from diffusion import sampling
+from diffusion.config import WHOLE
 from diffusion.denoiser import NULL_CLASS, Denoiser
 from diffusion.pipeline_path import pipeline_folder
 from diffusion.process import Process
@@ -68,6 +69,9 @@ def draw(config: SampleConfig) -> None:
     time_shift = its_shift if config.time_shift is None else config.time_shift
     config = dataclasses.replace(config, time_shift=time_shift)
     check_sampler(process, config.sampler, time_shift)
+    idle = not names and tuple(config.guidance_interval) != WHOLE
+    remedy = "this pipeline has no classes, so nothing is guided; leave it out"
+    require(not idle, "guidance_interval", list(config.guidance_interval), remedy)
     labels = _labels(config, names)
     folder = pipeline_folder(config.pipeline)
     preview = Preview.from_json(None if folder is None else load_preprocessing(Path(folder) / "vae"))

@@ -1,6 +1,6 @@
 """`evaluate_autoencoder` with a diffusion model for a prior: the autoencoder's command, and the account of both stages."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from autoencoder import evaluate
@@ -8,6 +8,7 @@ from autoencoder.evaluate import EvaluateConfig
 from autoencoder.latents.check import check_latents
 from autoencoder.runtime import cli
 from autoencoder.runtime.errors import ConfigError, require
+from autoencoder.runtime.idle import Idle
 from diffusion.pipeline_path import check_pipeline, pipeline_folder
 
 
@@ -55,6 +56,23 @@ class EvaluatePairConfig(EvaluateConfig):
     """That account."""
 
 
+IDLE = (
+    Idle(
+        "pipeline",
+        lambda given: given is None,
+        tuple(f"account.{setting.name}" for setting in fields(AccountConfig)),
+        "without a pipeline there is no account. Give --pipeline with it, or leave it out",
+    ),
+    Idle(
+        "account.ode_rows",
+        lambda rows: rows == 0,
+        ("account.ode_tolerance",),
+        "account.ode_rows is {value}. Give crops for the ODE with it, or leave it out",
+    ),
+)
+"""What has no effect beside what."""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     return cli.run(lambda: _evaluate(argv))
@@ -62,7 +80,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def _evaluate(argv: list[str] | None) -> int:
     config = cli.parse(
-        EvaluatePairConfig, argv, prog="firststage evaluate_autoencoder", description="Measure an autoencoder on fixed central crops."
+        EvaluatePairConfig,
+        argv,
+        prog="firststage evaluate_autoencoder",
+        description="Measure an autoencoder on fixed central crops.",
+        idle=IDLE,
     )
     if config.pipeline is None:
         return evaluate.run(config)

@@ -61,7 +61,6 @@ def open_prior(path: str, device: torch.device) -> LearnedPrior:
     folder = pipeline_folder(path)
     assert folder is not None
     try:
-        dit = DiTTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
         scheduler = open_scheduler(folder / "scheduler")
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         recipe = json.loads((folder / "vae" / PREPROCESSING).read_text(encoding="utf-8"))
@@ -72,10 +71,16 @@ def open_prior(path: str, device: torch.device) -> LearnedPrior:
     except (OSError, ValueError, KeyError, TypeError) as error:
         remedy = "it does not tell which autoencoder's latents it is over; give a run of train_diffusion or its pipeline folder"
         raise ConfigError("pipeline", path, f"cannot be measured ({first_line(error)}): {remedy}") from error
+    try:
+        dit = DiTTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
+        denoiser = Denoiser(dit).to(device).eval().requires_grad_(False)
+    # Weights that are missing stay without data, which shows where they are moved.
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        remedy = "copy the folder again, or let the run write it again"
+        raise ConfigError("pipeline", path, f"its network cannot be loaded ({first_line(error)}); {remedy}") from error
     if dit.config["out_channels"] not in (None, dit.config["in_channels"]):
         raise ConfigError("pipeline", path, "its network predicts a variance, too; give a run of train_diffusion")
     side, (process, _) = int(dit.config["sample_size"]), read_process(scheduler, path)
-    denoiser = Denoiser(dit).to(device).eval().requires_grad_(False)
     return LearnedPrior(denoiser, process, mean, std, (int(dit.config["in_channels"]), side, side), classes, encoder_hash)
 
 

@@ -105,12 +105,6 @@ def _alpha(log_snr: float) -> float:
     return 1 / math.sqrt(1 + math.exp(-log_snr))
 
 
-def _units(like: Tensor) -> Tensor:
-    """Unit vectors of all axes, (d, N, c, h, w)."""
-    dims = like[0].numel()
-    return torch.eye(dims).view(dims, 1, *like.shape[1:]).expand(-1, len(like), -1, -1, -1)
-
-
 def _probes(rows: Latents, number: int, seed: int) -> Tensor:
     """Rademacher probes, (P, N, c, h, w)."""
     shape = (number, *rows.values.shape[1:])

@@ -8,6 +8,7 @@ Three heads, each a p noise - q z: the velocity dz_t/dt of the straight path (1,
 (1, 0). All conversions are the solution of these two linear equations.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -137,12 +138,19 @@ def variance_preserving(head: Head, alphas_cumprod: np.ndarray) -> Process:
     table = torch.from_numpy(np.log(squares) - np.log1p(-squares))
     grid = torch.arange(len(table), dtype=torch.float64) / TIMESTEPS
 
+    @functools.cache
+    def tables(device: torch.device) -> tuple[Tensor, Tensor]:
+        # Kept there: a copy to a device in each training step would make the host wait for it.
+        precision = torch.float32 if device.type == "mps" else torch.float64
+        return grid.to(device, precision), table.to(device, precision)
+
     def log_snr(t: Tensor) -> Tensor:
-        return _interpolated(t, grid, table)
+        return _interpolated(t, *tables(t.device))
 
     def time(wanted: Tensor) -> Tensor:
         # Ascending, as a search in a table needs it.
-        return _interpolated(wanted, table.flip(0), grid.flip(0))
+        times, ratios = tables(wanted.device)
+        return _interpolated(wanted, ratios.flip(0), times.flip(0))
 
     def scales(t: Tensor) -> tuple[Tensor, Tensor]:
         ratio = log_snr(t)
@@ -158,9 +166,8 @@ def alphas_cumprod(schedule: str) -> np.ndarray:
 
 
 def _interpolated(x: Tensor, points: Tensor, values: Tensor) -> Tensor:
-    """Linear interpolation of (points ascending, values) at x, constant beyond the ends; in float64, to the precision of x."""
-    points, values = points.to(x.device), values.to(x.device)
-    at = x.to(torch.float64).clamp(points[0], points[-1])
+    """Linear interpolation of (points ascending, values) at x, constant beyond the ends; in their precision, to that of x."""
+    at = x.to(points.dtype).clamp(points[0], points[-1])
     right = torch.searchsorted(points, at.contiguous()).clamp(1, len(points) - 1)
     share = (at - points[right - 1]) / (points[right] - points[right - 1])
     return (values[right - 1] + share * (values[right] - values[right - 1])).to(x.dtype)

@@ -77,6 +77,9 @@ def described(config: ProcessConfig) -> str:
         return times + weighted[config.weight]
     bound = _bound(config)
     ends = f"from log SNR {bound.log_snr[0]:.3g} to {bound.log_snr[-1]:.3g}"
+    if config.weight == "min_snr":
+        # The bound's times under another weight: the loss is not in its units.
+        return f"{times}, {ends}{weighted[config.weight]}"
     return f"{times}{weighted[config.weight]}: a loss of 1 is {bound.nats:.4g} nats a latent value of it, {ends}"
 
 

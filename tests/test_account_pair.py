@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from autoencoder import artifact
@@ -17,7 +19,7 @@ from autoencoder.config import DataConfig
 from autoencoder.identity import identity
 from autoencoder.likelihood import DiscretizedLogistic
 from autoencoder.posterior import DiagonalGaussian
-from diffusion import account, command, evaluate, price
+from diffusion import account, account_text, command, evaluate, price
 from diffusion.data import hold_out
 from diffusion.denoiser import NULL_CLASS
 from diffusion.learned_prior import LearnedPrior, open_prior, pilot_latents
@@ -173,11 +175,18 @@ def test_what_has_no_account_is_refused_before_anything_is_measured(
     assert "another encoder" in message and len(hashes) == 2 and all(len(found) == 64 for found in hashes)
     (other / "vae" / artifact.PREPROCESSING).write_text("{}")
     assert "does not tell which autoencoder" in refusal(capsys, [*pair.argv, f"--pipeline={other}"])
+    fewer = tmp_path / "fewer"
+    shutil.copytree(pair.pipeline, fewer)
+    weights = fewer / "transformer" / "diffusion_pytorch_model.safetensors"
+    kept = {name: tensor for name, tensor in load_file(weights).items() if not name.startswith("proj_out_2")}
+    save_file(kept, weights, metadata={"format": "pt"})
+    assert "its network cannot be loaded" in refusal(capsys, [*pair.argv, f"--pipeline={fewer}"])
     for wrong, said in (
         ("--pipeline=owner/name", "download"), ("--pipeline=/nowhere", "no such folder"), ("--account.draws=7", "even number"),
-        ("--account.images=1", "at least 2"), ("--account.ode_tolerance=0", "above 0"), ("--account.pilot_rows=2", "at least 8"),
+        ("--account.images=1", "at least 2"), ("--account.pilot_rows=2", "at least 8"),
     ):  # fmt: skip
         assert said in refusal(capsys, [*pair.argv, wrong])
+    assert "above 0" in refusal(capsys, [*pair.argv, "--account.ode_rows=2", "--account.ode_tolerance=0"])
 
 
 def test_a_bare_pipeline_wants_latents(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,6 +200,18 @@ def test_the_command_measures_an_autoencoder_alone_as_before(pair: Pair, tmp_pat
     assert "account" not in json.loads((tmp_path / "a.json").read_text())
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--account.draws=8"], "account.draws: got 8; it would have no effect: without a pipeline there is no account"),
+        (["--pipeline", "PIPELINE", "--account.ode_tolerance=1e-3"], "account.ode_tolerance: got 0.001; it would have no effect"),
+    ],
+)
+def test_settings_of_no_account_are_refused(pair: Pair, capsys: pytest.CaptureFixture[str], given: list[str], said: str) -> None:
+    options = [str(pair.pipeline) if option == "PIPELINE" else option for option in given]
+    assert said in refusal(capsys, ["--model", str(pair.model), f"--data.source={pair.images}", *options])
+
+
 def test_labels_go_by_name(pair: Pair) -> None:
     prior = open_prior(str(pair.pipeline), torch.device("cpu"))
     names = ["boat", *CLASSES[::-1]]
@@ -199,6 +220,17 @@ def test_labels_go_by_name(pair: Pair) -> None:
     assert prior.labels(numbers, names, asked=False).tolist() == [NULL_CLASS] * 4
     # A source without names has numbers for names, and one class is called "5".
     assert prior.labels(torch.tensor([5, 4]), None, asked=True).tolist() == [3, NULL_CLASS]
+
+
+def test_a_price_is_told_with_the_side_that_the_total_falls_to() -> None:
+    def told(value: float) -> str:
+        ratio = {"value": value, "standard_error": 0.1}
+        price = {"learned": ratio, "standard_normal": ratio, "best_beta": ratio, "effective_beta": None}
+        return " ".join(account_text._price(price))
+
+    assert "above 1: less noise" in told(1.5) and "below 1: more noise" in told(0.5)
+    # NLL and rate both fall with less noise.
+    assert "below 0: less noise" in told(-2.0)
 
 
 def test_slopes_are_those_of_a_model_in_closed_form() -> None:
@@ -256,6 +288,9 @@ def test_a_run_tells_where_its_training_rows_are(
     assert told["pilot"] == {"latents": str(made.latents), "rows": 8} and told["labelled"] == 12
     # Those are the images that were encoded.
     assert told["same_images"] and "may know by heart" in capsys.readouterr().out
+    # Likewise of some of them.
+    assert evaluate.main([*argv, *options, "--data.images=4", "--out", str(tmp_path / "a.json")]) == 0
+    assert json.loads((tmp_path / "a.json").read_text())["account"]["same_images"]
     other = refusal(capsys, [*argv, *options, f"--account.latents={made.other_latents}"])
     assert "account.latents: latents of another encoder" in other and other.count("encoder_hash") == 2
 

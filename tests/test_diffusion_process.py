@@ -7,10 +7,11 @@ import scipy.special
 import scipy.stats
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusion import times
 from diffusion.config import ProcessConfig
-from diffusion.process import flow
+from diffusion.process import build, flow
 
 TIMES = [ProcessConfig(), ProcessConfig(t_mean=0.8, t_std=0.6), ProcessConfig(t_mean=-0.5, t_std=1.4)]
 
@@ -34,6 +35,36 @@ def test_the_path_runs_from_latents_to_noise_each_sample_at_its_own_time() -> No
     for i in range(5):
         expected = (1 - float(t[i])) * latents[i].numpy() + float(t[i]) * noise[i].numpy()
         np.testing.assert_allclose(whole[i].numpy(), expected, rtol=1e-14)
+
+
+class Copies(TorchDispatchMode):
+    """Counts copies from the CPU to another device, for each of which the host would wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        told = kwargs or {}
+        if func is torch.ops.aten._to_copy.default and args[0].device.type == "cpu" != torch.device(told.get("device") or "cpu").type:
+            self.count += 1
+        return func(*args, **told)
+
+
+def test_a_training_step_copies_no_table_to_its_device() -> None:
+    config = ProcessConfig(name="vp", times="uniform", weight="likelihood")
+    made = build(config)
+    latents, t = torch.empty(5, 3, 4, 4, device="meta"), torch.empty(5, device="meta")
+
+    def step() -> int:
+        with Copies() as copies:
+            output = made.noisy(latents, latents, t)
+            made.squared_error(output, latents, latents, t)
+            times.weight(config, t)
+        return copies.count
+
+    assert step() > 0
+    assert step() == 0
 
 
 @pytest.mark.parametrize("at", [0.0, 0.3, 0.999])

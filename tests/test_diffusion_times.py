@@ -190,6 +190,7 @@ def test_times_grow_with_their_draw_and_keep_its_precision(config: ProcessConfig
         ({"times": "likelihood", "weight": "likelihood"}, "weight: got 'likelihood'; process.times=likelihood draws by the bound already"),
         ({"log_snr": (-1.0, 1.0)}, "log_snr: got (-1.0, 1.0); it would have no effect"),
         ({"times": "likelihood", "log_snr": (1.0, -1.0)}, "the lower one first"),
+        ({"times": "likelihood", "log_snr": (-math.inf, 5.0)}, "give two finite log SNRs"),
         ({"weight": "min_snr", "min_snr_gamma": 0.0}, "min_snr_gamma"),
     ],
 )
@@ -210,3 +211,5 @@ def test_the_introduction_says_what_a_loss_of_one_is() -> None:
     assert f"a loss of 1 is {times.nats_per_loss(LIKELIHOOD['flow']):.4g} nats a latent value" in said
     assert "from log SNR -10 to 10" in said
     assert "nats" not in times.described(ProcessConfig(weight="min_snr"))
+    other = times.described(ProcessConfig(times="likelihood", weight="min_snr"))
+    assert "nats" not in other and "from log SNR -10 to 10, min-SNR weight of gamma 5" in other

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from autoencoder.export_folder import RECORD, published
 from autoencoder.runtime.errors import ConfigError, UsageError
 from diffusion import export
-from diffusion.account_card import read_account
+from diffusion.account_card import Account, read_account
 from diffusion.config import ProcessConfig
 from diffusion.pipeline import run_stock
 from diffusion.pipeline_path import network_hash
@@ -295,13 +295,6 @@ def test_the_account_goes_into_card_and_model_index(run: Path, tmp_path: Path) -
     )
 
 
-def test_an_account_of_the_images_of_training_says_so(run: Path, tmp_path: Path) -> None:
-    for same in (False, True):
-        (tmp_path / "a.json").write_text(json.dumps(account_of(run / "pipeline", same_images=same)))
-        text = read_account(str(tmp_path / "a.json"), run / "pipeline").text
-        assert ("These are the images that it was trained on" in text) == same
-
-
 def test_an_export_of_an_export_is_loaded_from_its_own_repository(run: Path, tmp_path: Path) -> None:
     code = 'from_pretrained("{}")'
     pipeline = shutil.copytree(run / "pipeline", tmp_path / "pipeline")
@@ -316,6 +309,19 @@ def test_an_export_of_an_export_is_loaded_from_its_own_repository(run: Path, tmp
         text = (out / "README.md").read_text()
         assert text.count("from_pretrained(") == 2 and code.format(place) in text and mine in text
         assert json.loads((out / "export.json").read_text())["repository"] == place
+
+
+def test_the_cards_account_says_of_labels_and_of_images_that_the_prior_may_know(run: Path, tmp_path: Path) -> None:
+    def told(**changes: Any) -> Account:
+        (tmp_path / "a.json").write_text(json.dumps(account_of(run / "pipeline", **changes)))
+        return read_account(str(tmp_path / "a.json"), run / "pipeline")
+
+    held_out, known = told(labelled=0), told(labelled=64, same_images=True)
+    assert "| Bound on −log p(x) |" in held_out.text and "bound of the whole on −log p(x), by" in held_out.text
+    assert "by heart" not in held_out.text and held_out.model_index is not None
+    assert "| Bound on −log p(x\\|y) |" in known.text and "bound of the whole on −log p(x|y), by" in known.text
+    assert "which may know them by heart" in known.text and known.model_index is None
+    assert "−log p(x|y) and −log p(x), by" in told().text
 
 
 def test_an_account_of_images_that_are_not_on_the_hub_is_in_no_model_index(run: Path, tmp_path: Path) -> None:

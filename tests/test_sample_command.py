@@ -210,6 +210,8 @@ def test_an_unknown_class_is_refused_with_those_that_there_are(
         assert "5: zebra" in message
     assert draw(grey, tmp_path / "out", "--classes", "[heron]") == 2
     assert "this pipeline has no classes; leave it out" in capsys.readouterr().err
+    assert draw(grey, tmp_path / "out", "--guidance_interval", "[0.2, 0.8]") == 2
+    assert "this pipeline has no classes, so nothing is guided" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -130,6 +130,12 @@ class Subset:
         return self._source.read(int(self._indices[index]))
 
 
+def fingerprints(source: Source) -> list[str]:
+    """Of a source, and of those that it is a part of."""
+    own = [source.fingerprint]
+    return own + fingerprints(source._source) if isinstance(source, Subset) else own
+
+
 def blocks_of(source: Source) -> Blocks | None:
     """The blocks that a source is read in; None where every image is as near as any other."""
     found: Blocks | None = getattr(source, "blocks", None)
