@@ -15,6 +15,7 @@ from autoencoder.model import AutoencoderKL, downsampling, narrow
 from autoencoder.model_path import is_checkpoint
 from autoencoder.objective_summary import rows as objective_rows
 from autoencoder.pixel_recipe import PixelRecipe
+from autoencoder.runtime.averages import described
 from autoencoder.runtime.cli import load_config
 from autoencoder.runtime.config import count
 from autoencoder.runtime.config_file import plain
@@ -93,7 +94,7 @@ def model_card(vae: AutoencoderKL, preprocessing: Mapping[str, Any] | None, *, c
         sections["Measured"] = _measured(origin.evaluation, dtype)
         sections["Objective"] = table(objective_rows(origin.evaluation["objective"]))
     if origin.config is not None:
-        sections["Training"] = _training(origin.config)
+        sections["Training"] = _training(origin.config, origin.evaluation)
     told: dict[str, Any] = dict(origin.evaluation["provenance"]) if origin.evaluation is not None else {**hashes, "versions": versions()}
     if "data" in told:
         told["data"] = {**told["data"], "source": public_name(told["data"]["source"])}
@@ -176,13 +177,15 @@ def _measured(report: Mapping[str, Any], dtype: str) -> str:
     return "\n".join(lines)
 
 
-def _training(config: TrainAutoencoderConfig) -> str:
+def _training(config: TrainAutoencoderConfig, evaluation: Mapping[str, Any] | None) -> str:
     settings = {name: value for name, value in plain(config).items() if name in _SETTINGS}
     source, images = config.data.own.class_path or config.data.source, count(config.train.images, "train.images")
     told = (
         f"{images:,} crops of {config.data.resolution} pixels of {public_name(source)} in batches of {config.train.batch_size}, "
         f"by {config.optimizer.name}."
     )
+    if evaluation is not None:
+        told += f" Weights: {described(config.train, evaluation)}."
     return f"{told}\n\n{settings_section(settings)}"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from autoencoder.ldm_names import find_prefix
-from autoencoder.runtime.errors import ConfigError, require
+from autoencoder.runtime.errors import ConfigError, require, sibling
 from autoencoder.runtime.run_folder import CONFIG
 
 GIVE = "give a run, one of its checkpoints/step-* folders, a diffusers folder, a safetensors file or a hub id (`owner/name`)"
@@ -51,18 +51,12 @@ def check_model(path: str, key: str, subfolder: str | None = None, variant: str 
     if given.is_file():
         _check_single_file(given, key)
         for name, value in (("subfolder", subfolder), ("variant", variant)):
-            require(value is None, _beside(key, name), value, f"{path} is a single file: leave it out")
+            require(value is None, sibling(key, name), value, f"{path} is a single file: leave it out")
     elif given.is_dir():
         if not is_checkpoint(path):
             _check_folder(path, key, subfolder, variant)
     elif not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path) or Path(path.split("/")[0]).is_dir():
         raise ConfigError(key, path, f"no such folder or file; {GIVE}")
-
-
-def _beside(key: str, name: str) -> str:
-    """The setting `name` in the group that `key` is in."""
-    group, _, _ = key.rpartition(".")
-    return f"{group}.{name}" if group else name
 
 
 def _check_folder(path: str, key: str, subfolder: str | None, variant: str | None) -> None:
@@ -79,7 +73,7 @@ def _check_folder(path: str, key: str, subfolder: str | None, variant: str | Non
     if held and variant not in held:
         told = ", ".join(sorted(f"`{v}`" for v in held if v)) or "none"
         plain = "; weights without a variant are there: leave it out" if None in held else ""
-        raise ConfigError(_beside(key, "variant"), variant, f"variants in {folder}: {told}{plain}")
+        raise ConfigError(sibling(key, "variant"), variant, f"variants in {folder}: {told}{plain}")
 
 
 def _check_single_file(path: Path, key: str) -> None:

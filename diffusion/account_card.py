@@ -38,8 +38,10 @@ def read_account(path: str, folder: Path) -> Account:
         told = Account(_text(account, provenance), _model_index(account, provenance))
     except (OSError, ValueError) as error:
         raise ConfigError("account", path, f"cannot be read as JSON ({first_line(error)}); {_GIVE}") from error
-    except (KeyError, TypeError, AttributeError) as error:
+    except KeyError as error:
         raise ConfigError("account", path, f"is no evaluation with an account (no {first_line(error)}); {_GIVE}") from error
+    except (TypeError, AttributeError) as error:
+        raise ConfigError("account", path, f"is no evaluation with an account; {_GIVE}") from error
     for name, expected in _hashes(folder).items():
         if found[name] != expected:
             remedy = f"it is of other weights\n  {name} there:      {found[name]}\n  of the pipeline: {expected}\n{_GIVE}"

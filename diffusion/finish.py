@@ -15,7 +15,7 @@ from autoencoder.data.order import spread
 from autoencoder.identity import Identity
 from autoencoder.report.page import write_report
 from autoencoder.report.pictures import grid
-from autoencoder.runtime.averages import average_name
+from autoencoder.runtime.averages import described
 from autoencoder.runtime.files import replace_text
 from autoencoder.runtime.rng import generator
 from autoencoder.runtime.versions import versions
@@ -63,7 +63,7 @@ def finish(
         _draw_neighbours(task, module)
         told = {
             **_provenance(task, notes),
-            "weights": _weights(task, chosen),
+            "weights": described(task.config.train, chosen),
             "pipeline_vae": asdict(identity),
             "parameters": sum(parameter.numel() for parameter in module.parameters()),
         }
@@ -145,19 +145,6 @@ def _frechet_on(task: DiffusionTask, measured: TwoSample) -> str:
         f"{task.config.sampling.steps} steps) and of {measured.number} held-out rows. Floor: training rows in place of samples. "
         "Untrained: samples of the untrained network. Not comparable with FID."
     )
-
-
-def _weights(task: DiffusionTask, chosen: dict[str, Any]) -> str:
-    """Which weights were evaluated and exported, in words."""
-    train = task.config.train
-    if train.ema_halflife_images is not None:
-        return f"moving average, half-life {train.ema_halflife_images} images"
-    if not train.ema_lengths:
-        return "of the last step, not averaged"
-    name, losses = (chosen["averages"][key] for key in ("chosen", "losses")) if chosen else (average_name(train.ema_lengths[0]), {})
-    told = ", ".join(f"{other.removeprefix('ema-')} {loss:.5g}" for other, loss in losses.items())
-    best = f"; the best of these by validation loss: {told}" if told else ""
-    return f"moving average of length {name.removeprefix('ema-')} (sigma_rel, share of the run){best}"
 
 
 def _metric(value: float) -> dict[str, Any]:

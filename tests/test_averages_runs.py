@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from autoencoder import export
 from autoencoder.runtime.power_ema import exponent
 from diffusion import train as train_diffusion
 from tests import faults
@@ -163,6 +164,9 @@ def test_an_autoencoder_is_exported_with_its_best_average(tmp_path: Path) -> Non
     exported = load_file(tmp_path / "run" / "vae" / "diffusion_pytorch_model.safetensors")
     average = weights(tmp_path / "run", told["chosen"])
     assert torch.equal(exported["encoder.conv_in.weight"], average["vae.encoder.conv_in.weight"])
+    assert export.main(["--checkpoint", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0
+    said = f"Weights: moving average of length {told['chosen'].removeprefix('ema-')} (sigma_rel, share of the run); the best of these"
+    assert said in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
 def test_after_a_return_to_a_checkpoint_the_averages_are_those_of_a_sound_run(tmp_path: Path) -> None:

@@ -79,7 +79,8 @@ AUTOENCODER = Stage(
         Section(
             "What is optimised",
             "The loss and the weights in it. Effective β is that of the β-VAE with this loss's minimum; at 1 it is the bound itself. "
-            "Losses of runs with different objectives are not comparable.",
+            "Losses of runs with different objectives are not comparable. Several moving averages are compared by NLL + effective β × KL, "
+            "nats an image.",
             ("loss", "kl_weight", "effective_beta", "running_kl_nats", "running_rmse", "charged_groups"),
             endings=("averages",),
             own="objective",

@@ -1,7 +1,7 @@
 """The moving averages that a run keeps of its network, and which of them is used."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
@@ -17,6 +17,19 @@ M = TypeVar("M", bound=nn.Module)
 def average_name(length: float) -> str:
     """What the average of a length is called in checkpoints: `ema-0.050`."""
     return f"ema-{length:.3f}"
+
+
+def described(train: TrainConfig, report: Mapping[str, Any]) -> str:
+    """Which weights are evaluated and exported at the end, in words; `report` is that of `Averages`, or what holds it."""
+    if train.ema_halflife_images is not None:
+        return f"moving average, half-life {train.ema_halflife_images} images"
+    if not train.ema_lengths:
+        return "of the last step, not averaged"
+    told = report.get("averages")
+    name, losses = (average_name(train.ema_lengths[0]), {}) if told is None else (told["chosen"], told["losses"])
+    others = ", ".join(f"{other.removeprefix('ema-')} {loss:.5g}" for other, loss in losses.items())
+    best = f"; the best of these by validation loss: {others}" if others else ""
+    return f"moving average of length {name.removeprefix('ema-')} (sigma_rel, share of the run){best}"
 
 
 class Averages(Generic[M]):
