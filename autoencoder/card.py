@@ -54,6 +54,10 @@ class Card:
         """With these entries of the front matter; None leaves one as it is."""
         return replace(self, front={**self.front, **{key: value for key, value in values.items() if value is not None}})
 
+    def without_front(self, name: str) -> "Card":
+        """Without this entry of the front matter."""
+        return replace(self, front={key: value for key, value in self.front.items() if key != name})
+
     def with_section(self, heading: str, text: str | None, *, before: Sequence[str] = ()) -> "Card":
         """With this section, in its place where there is one, else before the first that there is of `before`; None takes it away."""
         if text is None:

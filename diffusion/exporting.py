@@ -39,7 +39,9 @@ def export(config: ExportPipelineConfig, folder: Path) -> None:
         card = card.with_front(license=config.license).loaded_from(config.push_to_hub or earlier, earlier)
         card = card.with_section(WEIGHTS, weights_section(variants, GATE_STEPS) if variants else None, before=AFTER)
         if account is not None:
-            card = card.with_section(ACCOUNT, account.text, before=AFTER[1:]).with_front(**{"model-index": account.model_index})
+            card = card.with_section(ACCOUNT, account.text, before=AFTER[1:])
+            # An earlier account's figures are not this one's.
+            card = card.without_front("model-index").with_front(**{"model-index": account.model_index})
         replace_text(beside / CARD, card.text())
         told = {"repository": config.push_to_hub or earlier, "variants": variants, "fp16_headroom": headroom}
         export_folder.finish(beside, out, told)

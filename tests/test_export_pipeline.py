@@ -295,6 +295,15 @@ def test_the_account_goes_into_card_and_model_index(run: Path, tmp_path: Path) -
     )
 
 
+def test_an_account_that_is_in_no_model_index_leaves_none_of_an_earlier_one(run: Path, tmp_path: Path) -> None:
+    place = run
+    for name, known in (("first", False), ("second", True)):
+        (tmp_path / "a.json").write_text(json.dumps(account_of(run / "pipeline", same_images=known)))
+        assert main(place, tmp_path / name, "--account", str(tmp_path / "a.json")) == 0
+        place = tmp_path / name
+        assert ("model-index" in (place / "README.md").read_text()) != known
+
+
 def test_an_export_of_an_export_is_loaded_from_its_own_repository(run: Path, tmp_path: Path) -> None:
     code = 'from_pretrained("{}")'
     pipeline = shutil.copytree(run / "pipeline", tmp_path / "pipeline")

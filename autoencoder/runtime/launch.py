@@ -186,12 +186,13 @@ def preflight(config: Any, train: Callable[[Any, RunFolder | None], int], note: 
         accelerator.wait_for_everyone()
     rate = [line["images_per_second"] for line in lines if line["phase"] == "train"][-1]
     memory = peak_memory_bytes(accelerator.device)
+    kept = f"  averages     {len(averages)} of the weights, {sum(averages) / 2**20:.0f} MiB in every process\n" if averages else ""
     accelerator.print(
         f"preflight: steps, validation, checkpoint and export went through\n"
         f"  memory       {memory / 2**30:.2f} GiB at most in a process ({describe(accelerator.device)})\n"
         f"  speed        {rate:.1f} images/s\n"
         f"  whole run    {total / rate / 3600:.2f} hours of training steps for {total:,} images\n"
-        f"  averages     {len(averages)} of the weights, {sum(averages) / 2**20:.0f} MiB in every process\n"
+        f"{kept}"
         f"  checkpoint   {checkpoint / 2**20:.0f} MiB each, {config.checkpoint.keep} kept" + ("" if note is None else f"\n  {note}")
     )
     return code

@@ -24,7 +24,7 @@ class PowerEma(Generic[M]):
 
     After n images it is the integral of w(tau) tau**gamma over [0, n] by that of tau**gamma, where w(tau) are the weights after the step
     that image tau was in. That is exact for steps of any number of images, so that batch size does not change the average, and gives the
-    random start no part in it.
+    random start no part in it, unless the first steps are skipped (not finite): it then stands for what came of them.
 
     Args:
         length: standard deviation of the profile tau**gamma, as a share of n.
