@@ -61,7 +61,8 @@ class Origin:
             return cls()
         file = run / "evaluation.json"
         evaluation = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-        if evaluation is not None and any(evaluation["provenance"][name] != hashes[name] for name in ("encoder_hash", "decoder_hash")):
+        told = {} if evaluation is None else evaluation.get("provenance", {})
+        if any(told.get(name) != hashes[name] for name in ("encoder_hash", "decoder_hash")):
             evaluation = None
         return cls(config, evaluation)
 
