@@ -1,9 +1,11 @@
 """Tiny pipelines whose networks give something."""
 
+import json
 import runpy
 import subprocess
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +94,13 @@ def stock_in_this_process(patch: pytest.MonkeyPatch) -> None:
         return subprocess.CompletedProcess(command, 0, "", "")
 
     patch.setattr(pipeline.subprocess, "run", run)
+
+
+def edit(file: str, **values: Any) -> Callable[[Path], None]:
+    """A change of these entries in a JSON file of a pipeline's folder."""
+
+    def change(folder: Path) -> None:
+        path = folder / file
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return change
