@@ -29,10 +29,18 @@ def check_publishing(license: str | None, repository: str | None) -> None:
     """Raise `ConfigError` for a licence or a repository that the hub would refuse by its name."""
     identifier = license is None or re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license)
     require(bool(identifier), "license", license, "give the hub's identifier, in small letters, such as apache-2.0, cc-by-4.0 or other")
-    name = r"[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?"
-    valid = repository is None or (re.fullmatch(f"{name}/{name}", repository, re.ASCII) and not re.search(r"--|\.\.|\.git$", repository))
+    if repository is None:
+        return
+    # Where nothing is published, the command need not wait for the library.
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
     remedy = "give OWNER/NAME: letters, digits, `-`, `_` and `.`, 96 of each at most, without `--`, `..` or `.git` at the end"
-    require(bool(valid), KEY, repository, remedy)
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise ConfigError(KEY, repository, remedy) from error
+    require("/" in repository, KEY, repository, remedy)
 
 
 @dataclass(frozen=True)
