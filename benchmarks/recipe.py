@@ -1,8 +1,9 @@
 """Our recipe against the loops of `plain_loops.py`: same network, batch, photos and processor time, PSNR and SSIM at equal KL.
 
 The CPU seconds of a step are measured first, one method after the other on one thread; each then trains for as many steps as `--minutes`
-of one thread buy it (twenty minutes of two threads are forty of one). Every method has two KL weights; figures at equal KL are on
-the line between its two points, at the KL in the middle of the range that all methods reach. All are exported and measured by
+of one thread buy it (twenty minutes of two threads are forty of one). Every method has two KL weights in the first
+seed; figures at equal KL are on the line between its two points, at the KL in the middle of the range that all methods reach. Later seeds
+have the weight nearest to that KL alone, and move the rest of the way along the first seed's slope. All are exported and measured by
 `evaluate_autoencoder`. `--ladder` compares `photos-64` with itself less one ingredient, by shorter runs: one of each, held against the line
 of the whole recipe's two at its own KL. Writes
 benchmarks/results/recipe-<device>.json after each run; runs that are in it are not made again.
@@ -34,6 +35,8 @@ LADDER: dict[str, list[str]] = {
 """What each rung sets away from the preset."""
 KL_WEIGHTS = {"plain": (0.03, 0.1), "strong": (0.03, 0.1), "ours": (0.6, 2.0)}
 """Two a method: of the KL beside sum |e| for the loops, beta for ours."""
+NEAREST = {"plain": 0.03, "strong": 0.1, "ours": 2.0}
+"""The one that lies nearest to the KL of the comparison: all that seeds after the first are given."""
 LEARNING_RATES = {"plain": 1e-4, "strong": 1e-3}
 TIMED = 30
 """Steps that a step's cost is measured over."""
@@ -86,12 +89,18 @@ def figures(folder: Path, options: argparse.Namespace) -> dict[str, float]:
 
 
 def at_equal_kl(runs: dict[str, Any]) -> dict[str, Any]:
-    """PSNR and SSIM of each method at one KL, mean and standard deviation over seeds; empty until all have both points."""
+    """PSNR and SSIM of each method at one KL, mean and standard deviation over seeds; empty until one has two points.
+
+    A seed of one point moves to that KL along the slope of its method's first seed of two.
+    """
     lines: dict[str, dict[str, list[dict[str, float]]]] = {}
     for name, run in runs.items():
         method, seed, _ = name.rsplit(" ", 2)
         lines.setdefault(method, {}).setdefault(seed, []).append(run)
-    pairs = [sorted(pair, key=lambda run: run["kl_nats"]) for seeds in lines.values() for pair in seeds.values() if len(pair) == 2]
+    for seeds in lines.values():
+        for points in seeds.values():
+            points.sort(key=lambda run: run["kl_nats"])
+    pairs = [points for seeds in lines.values() for points in seeds.values() if len(points) == 2]
     if not pairs:
         return {}
     low, high = max(pair[0]["kl_nats"] for pair in pairs), min(pair[1]["kl_nats"] for pair in pairs)
@@ -99,19 +108,20 @@ def at_equal_kl(runs: dict[str, Any]) -> dict[str, Any]:
     kl = math.sqrt(low * high)
     told: dict[str, Any] = {"kl_nats": round(kl, 1), "common_range": [round(low, 1), round(high, 1)]}
     for method, seeds in lines.items():
+        line = next((points for points in seeds.values() if len(points) == 2), None)
+        if line is None:
+            continue
         values: dict[str, list[float]] = {"psnr_db": [], "ssim": []}
-        for pair in seeds.values():
-            if len(pair) == 2:
-                one, two = sorted(pair, key=lambda run: run["kl_nats"])
-                share = math.log(kl / one["kl_nats"]) / math.log(two["kl_nats"] / one["kl_nats"])
-                for name, found in values.items():
-                    found.append(one[name] + share * (two[name] - one[name]))
-        if values["psnr_db"]:
-            told[method] = {
-                name: {"mean": round(statistics.mean(found), 4), "deviation": round(statistics.stdev(found), 4) if len(found) > 1 else None}
-                for name, found in values.items()
-            }
-            told[method]["seeds"] = len(values["psnr_db"])
+        for points in seeds.values():
+            one, two = points if len(points) == 2 else line
+            share = math.log(kl / points[0]["kl_nats"]) / math.log(two["kl_nats"] / one["kl_nats"])
+            for name, found in values.items():
+                found.append(points[0][name] + share * (two[name] - one[name]))
+        told[method] = {
+            name: {"mean": round(statistics.mean(found), 4), "deviation": round(statistics.stdev(found), 4) if len(found) > 1 else None}
+            for name, found in values.items()
+        }
+        told[method]["seeds"] = {seed: {name: round(found[n], 4) for name, found in values.items()} for n, seed in enumerate(seeds)}
     return told
 
 
@@ -172,7 +182,11 @@ def main() -> None:
     for seed in [] if options.tune else options.seeds:
         for method in options.only or (LADDER if options.ladder else [*LEARNING_RATES, "ours"]):
             weights = KL_WEIGHTS.get(method, KL_WEIGHTS["ours"])
-            for weight in weights[:1] if options.ladder and method != "ours" else weights:
+            if options.ladder and method != "ours":
+                weights = weights[:1]
+            elif not options.ladder and seed > 0:
+                weights = (NEAREST[method],)
+            for weight in weights:
                 name, steps = f"{method} {seed} {weight:g}", steps_of(method, minutes)
                 if name in part:
                     continue

@@ -25,6 +25,7 @@ from diffusion.data import draw, gather
 from diffusion.denoiser import Denoiser, stock
 from diffusion.evaluation import Nothing, TwoSample, mean_loss, nearest, two_sample
 from diffusion.pipeline import Parts, write_pipeline
+from diffusion.pipeline_path import network_hash
 from diffusion.task import DiffusionTask
 
 NEIGHBOURS = 16
@@ -76,7 +77,8 @@ def finish(
             f"{task.folder / 'pipeline'}: loaded and sampled by stock diffusers in a fresh process; "
             f"latents differ from our own sampler's by {difference:.1g}"
         )
-        report["provenance"] = {**told, "pipeline": {"largest_difference_to_stock": difference}}
+        made = {"network_hash": network_hash(task.folder / "pipeline"), "largest_difference_to_stock": difference}
+        report["provenance"] = {**told, "pipeline": made}
         replace_text(task.folder / "evaluation.json", json.dumps(report, indent=1))
         write_report([task.folder], task.folder / "report.html")
         task.accelerator.print(_summary(metrics, task.folder))

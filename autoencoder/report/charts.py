@@ -95,22 +95,13 @@ def paths(lines: Sequence[Line], *, x_label: str, name: str) -> str:
     return _svg(figure, name)
 
 
-def levels(lines: Sequence[Line], *, x_label: str, name: str) -> str:
-    """Lines over shares from 0 to 1."""
+def over(lines: Sequence[Line], *, x_label: str, name: str, x_range: tuple[float, float] | None = None) -> str:
+    """Lines over another quantity than images; without `x_range`, over as much of it as they reach."""
     figure, axes = _axes(x_label)
     for line in lines:
         _draw(axes, line)
-    axes.set_xlim(-0.015, 1.015)
-    axes.set_ylim(*_value_range(lines, 0.0))
-    return _svg(figure, name)
-
-
-def points(lines: Sequence[Line], *, x_label: str, name: str) -> str:
-    """Lines over a few values from 0 on."""
-    figure, axes = _axes(x_label)
-    for line in lines:
-        _draw(axes, line)
-    axes.set_xlim(0, 1.05 * max(max(line.x) for line in lines))
+    low, high = x_range or (min(min(line.x) for line in lines), max(max(line.x) for line in lines))
+    axes.set_xlim(low - 0.015 * (high - low), high + 0.015 * (high - low))
     axes.set_ylim(*_value_range(lines, 0.0))
     return _svg(figure, name)
 

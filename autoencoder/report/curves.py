@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from autoencoder.report import charts
+from autoencoder.report.account import saved_chart
 from autoencoder.report.charts import Chart, Key, Line
 from autoencoder.report.quantities import number, quantity
 from autoencoder.report.runs import Run
@@ -82,7 +83,7 @@ def noise_level_chart(runs: Sequence[Run]) -> Chart | None:
             told.append(points if len(runs) == 1 else f"{run.name}: {points}")
     if not lines:
         return None
-    svg = charts.levels(lines, x_label="t (0: latents, 1: noise)", name="noise-levels")
+    svg = charts.over(lines, x_label="t (0: latents, 1: noise)", name="noise-levels", x_range=(0, 1))
     return Chart("Loss by noise level", known.unit, svg, keys, f"Loss over t at the end of the run: {'; '.join(told)}")
 
 
@@ -102,7 +103,9 @@ def averages_chart(runs: Sequence[Run]) -> Chart | None:
             told.append(points if len(runs) == 1 else f"{run.name}: {points}")
     if not lines:
         return None
-    svg = charts.points(lines, x_label="length (standard deviation, share of the run)", name=f"{runs[0].stage.key}-averages")
+    most = 1.035 * max(max(line.x) for line in lines)
+    label = "length (standard deviation, share of the run)"
+    svg = charts.over(lines, x_label=label, name=f"{runs[0].stage.key}-averages", x_range=(0, most))
     title = "Validation loss by length of the moving average"
     return Chart(title, known.unit, svg, keys, f"{title}, at the end of the run: {'; '.join(told)}")
 
@@ -111,6 +114,7 @@ ENDINGS: dict[str, Callable[[Sequence[Run]], Chart | None]] = {
     "trade-off": trade_off_chart,
     "noise levels": noise_level_chart,
     "averages": averages_chart,
+    "account": saved_chart,
 }
 """Charts that close a section, by the name that the section gives."""
 

@@ -68,7 +68,7 @@ def spectrum_chart(run: Run, index: int, alone: bool) -> Chart | None:
         lines.append(Line([ring["frequency"] for ring in rings], levels, colour, "validation" if kind == "validation" else "train"))
         keys.append(Key(name, number(levels[-1], 1), colour, kind))
         ends.append(f"{name} from {number(levels[0], 1)} to {number(levels[-1], 1)} dB")
-    svg = charts.levels(lines, x_label="frequency (1: a wave of two sites)", name=f"spectrum-{index}")
+    svg = charts.over(lines, x_label="frequency (1: a wave of two sites)", name=f"spectrum-{index}", x_range=(0, 1))
     title = "Spectrum" if alone else f"{run.name}: Spectrum"
     return Chart(title, "dB, 0: white noise; images at the latents' size", svg, keys, f"Power by frequency: {'; '.join(ends)}")
 

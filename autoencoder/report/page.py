@@ -11,7 +11,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from autoencoder.evaluation_text import gap
-from autoencoder.report import latents, quantities
+from autoencoder.report import account, latents, quantities
 from autoencoder.report.alarms import alarms
 from autoencoder.report.charts import Chart
 from autoencoder.report.curves import sections
@@ -121,7 +121,8 @@ def _run_view(run: Run, index: int, alone: bool) -> dict[str, Any]:
         "alarms": alarms(run),
         "objective": objective_rows(run),
         "carried": latents.figures(run),
-        "charts": latents.drawn(run, index, alone),
+        "charts": [*latents.drawn(run, index, alone), *([chart] if (chart := account.channel_chart(run, index, alone)) else [])],
+        "account": account.table(run),
         "gap": gap(run.evaluation["gap"]) if run.evaluation.get("gap") else "",
         "columns": [quantity(key) for key in columns],
         "rows": [(str(photo.get("id")), [quantity(k).show(photo.get(k)) for k in columns]) for photo in photos[:MOST_ROWS]],

@@ -15,6 +15,8 @@ from autoencoder.report.stages import AUTOENCODER, DIFFUSION, Stage
 from autoencoder.runtime.config import count
 from autoencoder.runtime.errors import UsageError
 
+_OF_AN_ACCOUNT = {"nll_nats", "standard_normal", "learned", "saved_nats", "crops", "images", "labelled"}
+
 
 @dataclass(frozen=True)
 class Run:
@@ -42,6 +44,8 @@ class Run:
     """Picture of samples above their nearest training latents."""
     latents: dict[str, Any]
     """`latents.json`: identity and normalisation of the latents that a diffusion run is trained on."""
+    account: dict[str, Any]
+    """The account in `account.json`, which `evaluate_autoencoder --pipeline RUN --out RUN/account.json` wrote."""
 
     @property
     def images(self) -> int:
@@ -113,7 +117,16 @@ def _read(folder: Path, name: str) -> Run:
         photos=sorted(folder.glob("images/photo-*.png")),
         neighbours=neighbours if neighbours.is_file() else None,
         latents=_json_object(folder / "latents.json"),
+        account=_account(folder / "account.json"),
     )
+
+
+def _account(path: Path) -> dict[str, Any]:
+    told = _json_object(path)
+    account = told.get("account", {})
+    if told and not (isinstance(account, dict) and account.keys() >= _OF_AN_ACCOUNT):
+        raise UsageError(f"{path}: holds no account; write it by `evaluate_autoencoder --pipeline {path.parent} --out {path}` or remove it")
+    return dict(account)
 
 
 def flatten(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -29,9 +29,9 @@ class Section:
     """Phases whose lines are drawn."""
     endings: tuple[str, ...] = ()
     """Charts that follow those of the scalars, by their names in `curves.ENDINGS`."""
-    own: Literal["", "bound", "objective", "latents"] = ""
-    """What stands there beside charts: how far the nats compare, the objective's terms, or alarms and what the latents carry at the end of
-    the run."""
+    own: Literal["", "bound", "objective", "latents", "account"] = ""
+    """What stands there beside charts: how far the nats compare, the objective's terms, alarms and what the latents carry at the end of
+    the run, or the account of both stages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +152,15 @@ DIFFUSION = Stage(
             "start that would flatten the rest runs off its chart.",
             ("loss",),
             endings=("noise levels", "averages"),
+        ),
+        Section(
+            "Account of both stages",
+            "A bound on −log p(x) of the autoencoder with this diffusion model for its prior, beside the standard normal that it was "
+            "trained with: nats an image, ± standard error over images. Where a level saves less than nothing the network is worse there "
+            "than the standard normal's own best denoiser. Calibrated: the network's estimate, scaled by noise level and channel.",
+            (),
+            endings=("account",),
+            own="account",
         ),
         Section("Under the hood", "Optimiser and throughput.", ("lr", "gradient_norm", "images_per_second")),
     ),
