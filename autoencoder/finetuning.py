@@ -110,8 +110,9 @@ def keep_latents(vae: AutoencoderKL, source: Pretrained, config: ModelConfig, pa
 
 def record(config: TrainAutoencoderConfig, module: Autoencoder, found: Origin, run: Path) -> None:
     """Keep what a start from other weights has found in the run's folder."""
-    if config.model.pretrained is not None or config.init_from is not None:
-        NetworkFile(stock_config(module.vae), found.pixels).save(run)
+    source = config.init_from or config.model.pretrained
+    if source is not None:
+        NetworkFile(stock_config(module.vae), found.pixels, None if Path(source).exists() else source).save(run)
 
 
 def describe(config: TrainAutoencoderConfig, vae: AutoencoderKL, found: Origin) -> list[str]:

@@ -1,7 +1,6 @@
 """The model card of an exported autoencoder: what it takes and gives, how stock code runs it, what was measured, where it comes from."""
 
 import json
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from autoencoder.card import HUB_ID, TAG, Card, hub_dataset, provenance_section,
 from autoencoder.config import TrainAutoencoderConfig
 from autoencoder.model import AutoencoderKL, downsampling, narrow
 from autoencoder.model_path import is_checkpoint
+from autoencoder.network_file import load_network_file
 from autoencoder.objective_summary import rows as objective_rows
 from autoencoder.pixel_recipe import PixelRecipe
 from autoencoder.runtime.averages import described
@@ -43,6 +43,8 @@ class Origin:
     config: TrainAutoencoderConfig | None = None
     evaluation: Mapping[str, Any] | None = None
     """Where it is of these weights."""
+    base: str | None = None
+    """The repository of the hub whose weights it started from."""
 
     @classmethod
     def of(cls, checkpoint: str, hashes: Mapping[str, Any]) -> "Origin":
@@ -64,7 +66,8 @@ class Origin:
         told = {} if evaluation is None else evaluation.get("provenance", {})
         if any(told.get(name) != hashes[name] for name in ("encoder_hash", "decoder_hash")):
             evaluation = None
-        return cls(config, evaluation)
+        kept = load_network_file(run)
+        return cls(config, evaluation, None if kept is None else kept.hub)
 
     @property
     def dataset(self) -> str | None:
@@ -82,8 +85,7 @@ def model_card(vae: AutoencoderKL, preprocessing: Mapping[str, Any] | None, *, c
     recipe = pixels_of(vae, None if preprocessing is None else dict(preprocessing))
     hashes = describe(vae, {"pixels": recipe.to_json()})
     origin = Origin.of(checkpoint, hashes)
-    pretrained = None if origin.config is None else origin.config.model.pretrained
-    base = next((name for name in (pretrained, checkpoint) if name and _is_hub_id(name)), None)
+    base = origin.base or (None if Path(checkpoint).exists() else checkpoint)
     front: dict[str, Any] = {"library_name": "diffusers", "tags": ["diffusers", "autoencoder-kl", "vae", "latent-diffusion", TAG]}
     if base is not None:
         front["base_model"] = base
@@ -202,7 +204,3 @@ def _model_index(origin: Origin) -> dict[str, Any]:
         "metrics": [{"type": name.removesuffix("_db"), "name": _NAMES[name], "value": round(its["mean"], 4)} for name, its in told],
     }
     return {"name": "KL autoencoder", "results": [result]}
-
-
-def _is_hub_id(name: str) -> bool:
-    return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name)) and not Path(name).exists()

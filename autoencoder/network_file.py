@@ -19,6 +19,8 @@ class NetworkFile:
     """As `AutoencoderKL(**config)` takes it; with a frozen encoder, with the scaling factor that stays."""
     pixels: dict[str, Any] | None
     """The pixel recipe that stays with a frozen encoder; None where the run's own images set it."""
+    hub: str | None = None
+    """The repository of the hub that the weights came from; None for those of a file here."""
 
     def build(self) -> AutoencoderKL:
         """The network, with weights that are yet to be loaded."""

@@ -28,7 +28,7 @@ from autoencoder.runtime.errors import ConfigError, UsageError
 from autoencoder.runtime.rng import generator
 from diffusion.denoiser import NULL_CLASS
 from diffusion.evaluate import EvaluatePairConfig
-from diffusion.learned_prior import LearnedPrior, open_prior, pilot_latents
+from diffusion.learned_prior import LearnedPrior, images_of, open_prior, pilot_latents
 from diffusion.likelihood import Estimate, Latents, Terms, gaussian_levels
 from diffusion.ode_likelihood import ode_values
 from diffusion.pilot import Plan, plan, planned_bounds
@@ -67,7 +67,7 @@ def prepare(config: EvaluatePairConfig, opened: Opened) -> Callable[[Report], Re
     pilot, stored = pilot_latents(
         prior, path, settings.latents, most=settings.pilot_rows, seed=config.seed, labelled=settings.labels == "auto", device=opened.device
     )
-    encoded = {segment["source"]["fingerprint"] for segment in stored.manifest["segments"]}
+    encoded = {segment["source"]["fingerprint"] for segment in stored.manifest["segments"]} | images_of(path)
     told = {
         "pipeline": path,
         "network_hash": network_hash(folder),

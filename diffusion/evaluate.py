@@ -7,9 +7,9 @@ from autoencoder import evaluate
 from autoencoder.evaluate import EvaluateConfig
 from autoencoder.latents.check import check_latents
 from autoencoder.runtime import cli
-from autoencoder.runtime.errors import ConfigError, require
+from autoencoder.runtime.errors import require
 from autoencoder.runtime.idle import Idle
-from diffusion.pipeline_path import check_pipeline, pipeline_folder
+from diffusion.pipeline_path import check_pipeline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +88,7 @@ def _evaluate(argv: list[str] | None) -> int:
     )
     if config.pipeline is None:
         return evaluate.run(config)
-    check_pipeline(config.pipeline, "pipeline")
-    if pipeline_folder(config.pipeline) is None:
-        remedy = "the account needs its files here: download it (huggingface_hub's `hf download`) and give the folder"
-        raise ConfigError("pipeline", config.pipeline, remedy)
+    check_pipeline(config.pipeline, "pipeline", hub=False)
     if config.account.latents is not None:
         check_latents(config.account.latents, "account.latents")
     evaluate.check(config)

@@ -55,11 +55,9 @@ def _export(argv: list[str] | None) -> int:
         description="Write a pipeline as a folder to publish, with variants and a model card, and publish it.",
         idle=(UNPUBLISHED,),
     )
-    check_pipeline(config.pipeline, "pipeline")
+    check_pipeline(config.pipeline, "pipeline", hub=False)
     folder = pipeline_folder(config.pipeline)
-    if folder is None:
-        remedy = "a repository of the hub; fetch it first (`hf download`), and give the folder"
-        raise ConfigError("pipeline", config.pipeline, remedy)
+    assert folder is not None
     if config.account is not None and not Path(config.account).is_file():
         raise ConfigError("account", config.account, "no such file; give what `evaluate_autoencoder --pipeline P --out F.json` wrote")
     from diffusion.exporting import export

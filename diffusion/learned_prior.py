@@ -84,6 +84,14 @@ def open_prior(path: str, device: torch.device) -> LearnedPrior:
     return LearnedPrior(denoiser, process, mean, std, (int(dit.config["in_channels"]), side, side), classes, encoder_hash)
 
 
+def images_of(path: str) -> set[str]:
+    """Fingerprints of the images whose latents the run at `path` was trained on; none for a bare pipeline, which does not tell."""
+    file = Path(path) / "evaluation.json"
+    told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    data = told.get("provenance", {}).get("latents", {}).get("data", [])
+    return {str(source["fingerprint"]) for source in data if "fingerprint" in source}
+
+
 def pilot_latents(
     prior: LearnedPrior, path: str, latents: str | None, *, most: int, seed: int, labelled: bool, device: torch.device
 ) -> tuple[Latents, StoredLatents]:

@@ -28,11 +28,16 @@ def network_hash(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def check_pipeline(path: str, key: str) -> None:
+def check_pipeline(path: str, key: str, *, hub: bool = True) -> None:
     """Raise `ConfigError` under `key` where `path` is no DiTPipeline that is whole; the message names the missing file.
 
-    A hub id is only checked for its form.
+    A hub id is only checked for its form; without `hub` it is refused.
     """
+    wanted = (
+        "give a finished diffusion run, a DiTPipeline folder or a hub id"
+        if hub
+        else "give a finished diffusion run or a DiTPipeline folder"
+    )
     folder = pipeline_folder(path)
     if folder is not None:
         _check_folder(folder, key)
@@ -43,9 +48,12 @@ def check_pipeline(path: str, key: str) -> None:
             remedy = "a run of the autoencoder, and pipelines come from train_diffusion"
         else:
             remedy = f"no {INDEX} in it"
-        raise ConfigError(key, path, f"{remedy}; give a finished diffusion run, a DiTPipeline folder or a hub id")
+        raise ConfigError(key, path, f"{remedy}; {wanted}")
     elif Path(path).exists() or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path) or Path(path.split("/")[0]).is_dir():
-        raise ConfigError(key, path, "no such folder; give a finished diffusion run, a DiTPipeline folder or a hub id (`owner/name`)")
+        raise ConfigError(key, path, f"no such folder; {wanted}{' (`owner/name`)' if hub else ''}")
+    elif not hub:
+        remedy = "if it is a repository of the hub, fetch it first (`hf download`) and give that folder"
+        raise ConfigError(key, path, f"no such folder; {remedy}")
 
 
 def _check_folder(folder: Path, key: str) -> None:

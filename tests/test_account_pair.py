@@ -22,7 +22,7 @@ from autoencoder.posterior import DiagonalGaussian
 from diffusion import account, account_text, command, evaluate, price
 from diffusion.data import hold_out
 from diffusion.denoiser import NULL_CLASS
-from diffusion.learned_prior import LearnedPrior, open_prior, pilot_latents
+from diffusion.learned_prior import LearnedPrior, images_of, open_prior, pilot_latents
 from diffusion.likelihood import Latents
 from diffusion.process import flow
 from tests import diffusion_children, small_latents
@@ -182,7 +182,7 @@ def test_what_has_no_account_is_refused_before_anything_is_measured(
     save_file(kept, weights, metadata={"format": "pt"})
     assert "its network cannot be loaded" in refusal(capsys, [*pair.argv, f"--pipeline={fewer}"])
     for wrong, said in (
-        ("--pipeline=owner/name", "download"), ("--pipeline=/nowhere", "no such folder"), ("--account.draws=7", "even number"),
+        ("--pipeline=owner/name", "fetch it first"), ("--pipeline=/nowhere", "no such folder"), ("--account.draws=7", "even number"),
         ("--account.images=1", "at least 2"), ("--account.pilot_rows=2", "at least 8"),
     ):  # fmt: skip
         assert said in refusal(capsys, [*pair.argv, wrong])
@@ -293,6 +293,14 @@ def test_a_run_tells_where_its_training_rows_are(
     assert json.loads((tmp_path / "a.json").read_text())["account"]["same_images"]
     other = refusal(capsys, [*argv, *options, f"--account.latents={made.other_latents}"])
     assert "account.latents: latents of another encoder" in other and other.count("encoder_hash") == 2
+
+
+def test_a_run_tells_which_images_its_prior_has_seen(run: tuple[Path, small_latents.Data]) -> None:
+    """Also where the pilot's rows are given apart."""
+    folder, made = run
+    manifest = json.loads((made.latents / "manifest.json").read_text())
+    assert images_of(str(folder)) == {segment["source"]["fingerprint"] for segment in manifest["segments"]} != set()
+    assert images_of(str(folder / "pipeline")) == set()
 
 
 def test_pilot_rows_are_none_that_were_held_out(run: tuple[Path, small_latents.Data]) -> None:

@@ -258,7 +258,7 @@ def test_the_networks_hash_is_of_its_fp32_weights_and_configuration(run: Path, b
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--pipeline", "owner/model"], "a repository of the hub; fetch it first"),
+        (["--pipeline", "owner/model"], "if it is a repository of the hub, fetch it first"),
         (["--pipeline", "/no/such/run"], "pipeline: got '/no/such/run'; no such folder"),
         (["--variants", "fp16,fp16"], "variants: got ['fp16', 'fp16']; give each once"),
         (["--variants", "fp8"], "variants: got"),

@@ -7,12 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
-from autoencoder import encode, evaluate, export, reconstruct, train
+from autoencoder import encode, evaluate, export, finetuning, reconstruct, train
+from autoencoder.config import TrainAutoencoderConfig
 from autoencoder.identity import ENCODER, encoder_hash
 from autoencoder.latents.opened import open_latents
-from autoencoder.model import AutoencoderKL
+from autoencoder.model import Autoencoder, AutoencoderKL
+from autoencoder.model_config import ModelConfig
+from autoencoder.network_file import load_network_file
 from autoencoder.pretrained import load, open_pretrained
 from autoencoder.runtime.ema import Ema
 from autoencoder.single_file import to_ldm
@@ -255,3 +260,28 @@ def test_the_average_of_a_frozen_parameter_is_not_touched() -> None:
     ema.update(100, 8, torch.zeros(()))
     assert torch.equal(ema.module.weight.signbit(), torch.ones(2, 2, dtype=torch.bool))
     assert not torch.equal(ema.module.bias, before)
+
+
+def test_only_weights_that_came_from_the_hub_are_a_cards_base_model(tuned: Path, tmp_path: Path) -> None:
+    """Not a folder whose relative name reads like a repository's, exported from another working directory."""
+    run, bases = tmp_path / "run", []
+    shutil.copytree(tuned, run)
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    settings["model"]["pretrained"] = "runs/vae"
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    kept = json.loads((run / "network.json").read_text())
+    for n, hub in enumerate((kept["hub"], "owner/vae")):
+        (run / "network.json").write_text(json.dumps(kept | {"hub": hub}))
+        assert export.main(["--checkpoint", str(run), "--out", str(tmp_path / f"out{n}")]) == 0
+        bases.append(ModelCard.load(tmp_path / f"out{n}" / "README.md").data.base_model)
+    assert bases == [None, "owner/vae"]
+
+
+def test_a_start_from_the_hub_is_recorded(pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(pretrained, tmp_path / "runs" / "vae")
+    module, found = Autoencoder(load(str(pretrained))), finetuning.Origin()
+    for source, hub in (("runs/vae", None), ("owner/vae", "owner/vae")):
+        config = TrainAutoencoderConfig(model=ModelConfig(pretrained=source), out="run")
+        finetuning.record(config, module, found, tmp_path)
+        assert load_network_file(tmp_path).hub == hub  # type: ignore[union-attr]
