@@ -15,8 +15,8 @@ demo: $(READY)  ## Images to autoencoder to latents to diffusion to pipeline, an
 	$(BIN)/firststage report runs/demo/autoencoder runs/demo/diffusion --out runs/demo/report.html
 	@echo "Open $(CURDIR)/runs/demo/report.html"
 
-test: check  ## Lint, types and all tests
-	$(BIN)/python -m pytest
+test: check  ## Lint, types and all tests, a process a core
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 check: $(READY)  ## Lint and types
 	$(BIN)/ruff check .

@@ -1,8 +1,13 @@
 """Fixtures of several files, which ask for them by `pytest.mark.usefixtures`."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
+
+# Processes side by side share the cores: a thread each, and each process that they start. Before torch is imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="module")
