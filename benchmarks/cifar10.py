@@ -9,14 +9,11 @@ on, or is measured as it is.
 
 import argparse
 import json
-import os
-import resource
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import frame
+from commands import command, folder_name, trained
 
 CONSTANT = ["--objective.kl.schedule=constant", "--objective.kl.anneal_images=0"]
 HALF = ["--train.images=120k", "--objective.kl.anneal_images=48k"]
@@ -39,29 +36,10 @@ MOST_SHOWN = 6.0
 """Bits/dim at which the chart is cut off."""
 
 
-def folder_name(run: str) -> str:
-    """Where a run lies under `--runs`."""
-    return run.replace(",", "").replace(" ", "-")
-
-
-def command(*argv: str) -> float:
-    """Run a firststage command on one thread; the CPU seconds that it took. Ends the benchmark where it fails."""
-    code = "import sys; from diffusion.command import main; sys.exit(main(sys.argv[1:]))"
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-c", code, *argv], cwd=frame.ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
 def train(folder: Path, options: argparse.Namespace, *argv: str) -> None:
     """A training run with its CPU seconds beside it, unless it is finished."""
-    if (folder / "finished.json").exists():
-        return
-    quiet = ["--log.trackers=[]", "--log.progress=false", "--data.workers=0"]
     data = [f"--data.source={options.train}", f"--data.validation_source={options.test}"]
-    spent = command("train_autoencoder", "--config=cifar10", *data, *quiet, *argv, "--out", str(folder))
-    note = folder / "cpu_seconds.json"
-    note.write_text(json.dumps(spent + (json.loads(note.read_text()) if note.exists() else 0.0)))
+    trained(folder, "train_autoencoder", "--config=cifar10", *data, *argv)
 
 
 def figures(folder: Path, options: argparse.Namespace, against: Path | None = None) -> dict[str, Any]:

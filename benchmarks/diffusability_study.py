@@ -15,7 +15,7 @@ from typing import Any
 
 import frame
 import numpy as np
-from cifar10 import command
+from commands import command, folder_name, trained
 
 LENGTH = ["--train.images=40k", "--train.batch_size=16", "--train.ema_halflife_images=2k", "--log.validate_every_images=40k"]
 NETWORK = ["--model.block_out_channels=[16,32,64]", "--objective.likelihood.name=laplace", "--objective.likelihood.scale=learned"]
@@ -54,19 +54,7 @@ CHEAP = {
     "own": "Fréchet distance in the latents themselves",
 }
 """Figures that need no classifier, and in words; the last two, and the account, need the diffusion model."""
-QUIET = ["--log.trackers=[]", "--log.progress=false", "--data.workers=0"]
 BOOTSTRAPS = 2000
-
-
-def slug(name: str) -> str:
-    """A folder's name."""
-    return name.replace(",", "").replace(" ", "-")
-
-
-def made(folder: Path, *argv: str) -> None:
-    """Run a training command into `folder` unless it is finished there."""
-    if not (folder / "finished.json").exists():
-        command(*argv, *QUIET, "--out", str(folder))
 
 
 def pictures(folder: Path) -> np.ndarray:
@@ -78,9 +66,9 @@ def pictures(folder: Path) -> np.ndarray:
 
 def autoencoder(name: str, options: argparse.Namespace) -> Path:
     """The trained VAE, and its latents of the training images beside it."""
-    folder = options.runs / slug(name) / "autoencoder"
+    folder = options.runs / folder_name(name) / "autoencoder"
     data = [f"--data.source={options.train}", f"--data.validation_source={options.test}"]
-    made(folder, "train_autoencoder", "--config=cifar10", *data, *NETWORK, *LENGTH, *VAES[name])
+    trained(folder, "train_autoencoder", "--config=cifar10", *data, *NETWORK, *LENGTH, *VAES[name])
     latents = folder.parent / "latents"
     if not (latents / "manifest.json").exists():
         command("encode_dataset", f"--model={folder}", f"--data.source={options.train}", "--data.workers=0", f"--out={latents}")
@@ -106,8 +94,8 @@ def measure(name: str, seed: int, options: argparse.Namespace) -> dict[str, floa
 
     from diffusion.frechet import frechet_distance
 
-    folder = options.runs / slug(name) / f"diffusion-{seed}"
-    made(folder, "train_diffusion", *DIFFUSION, f"--latents={folder.parent / 'latents'}", f"--train.seed={seed}")
+    folder = options.runs / folder_name(name) / f"diffusion-{seed}"
+    trained(folder, "train_diffusion", *DIFFUSION, f"--latents={folder.parent / 'latents'}", f"--train.seed={seed}")
     network, reference = options.judge
     drawn = folder / "samples"
     told = ["--guidance=1", f"--images={SAMPLES}", "--sampler=heun", "--steps=20", f"--seed={seed}"]

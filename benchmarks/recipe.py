@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import frame
-from cifar10 import command
+from commands import command
 
 WIDTHS, SIDE, BATCH = (32, 64, 128), 64, 16
 CROPS = 3
@@ -181,7 +181,7 @@ def main() -> None:
     part = result[place]
     for seed in [] if options.tune else options.seeds:
         for method in options.only or (LADDER if options.ladder else [*LEARNING_RATES, "ours"]):
-            weights = KL_WEIGHTS.get(method, KL_WEIGHTS["ours"])
+            weights: tuple[float, ...] = KL_WEIGHTS.get(method, KL_WEIGHTS["ours"])
             if options.ladder and method != "ours":
                 weights = weights[:1]
             elif not options.ladder and seed > 0:

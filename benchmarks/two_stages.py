@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import frame
-from cifar10 import command, folder_name
+from commands import command, folder_name, trained
 
 SINGLE = {"one stage": ["--train.images=300k"]}
 KNEE = "--objective.kl.anneal_images"
@@ -22,16 +22,6 @@ PAIRS: dict[str, tuple[list[str], list[str]]] = {
     "two stages, logit-normal times": (["--train.images=170k", f"{KNEE}=68k"], ["--process.times=logit_normal"]),
 }
 """Settings of the VAE and of the diffusion model; pairs of one VAE share it."""
-QUIET = ["--log.trackers=[]", "--log.progress=false", "--data.workers=0"]
-
-
-def trained(folder: Path, *argv: str) -> float:
-    """Run a training command into `folder`, unless it is finished there; the CPU seconds that it took in all."""
-    note = folder / "cpu_seconds.json"
-    if not (folder / "finished.json").exists():
-        spent = command(*argv, *QUIET, "--out", str(folder))
-        note.write_text(json.dumps(spent + (json.loads(note.read_text()) if note.exists() else 0.0)))
-    return float(json.loads(note.read_text()))
 
 
 def vae(folder: Path, options: argparse.Namespace, setting: list[str]) -> float:
