@@ -21,6 +21,7 @@ from autoencoder.evaluation import evaluate
 from autoencoder.experimental.module import Family
 from autoencoder.experimental.saved import open_family, save_families
 from autoencoder.headroom import measure_headroom
+from autoencoder.layout import to_stock_layout
 from autoencoder.likelihood import LIKELIHOODS, Likelihood
 from autoencoder.missing import filled
 from autoencoder.model import LOGVAR_RANGE, Autoencoder, AutoencoderKL, decode, encode, narrow
@@ -97,6 +98,7 @@ def finish(
     `pixels` is the recipe of a frozen encoder, whose latents keep the scale that they have; `chosen` what `evaluation.json` says of how
     `module` was chosen among moving averages.
     """
+    to_stock_layout(module.vae)
     folder = Path(config.out)
     main = task.accelerator.is_main_process
     recipe = artifact.preprocessing(config.data, task.levels) | ({} if pixels is None else {"pixels": pixels})

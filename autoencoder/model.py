@@ -58,7 +58,7 @@ def encode(vae: AutoencoderKL, images: Tensor) -> DiagonalGaussian:
     """q(z|x) for images (B, C, H, W) in [-1, 1]; from `quant_conv` on outside autocast and at least fp32."""
     features = vae.encoder(images)
     with torch.autocast(images.device.type, enabled=False):
-        features = features.to(torch.promote_types(features.dtype, torch.float32))
+        features = features.to(torch.promote_types(features.dtype, torch.float32)).contiguous()
         moments = features if vae.quant_conv is None else vae.quant_conv(features)
         mean, logvar = moments.chunk(2, dim=1)
         return DiagonalGaussian(mean, logvar.clamp(*LOGVAR_RANGE))
@@ -74,7 +74,7 @@ def decode_parameters(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     with torch.autocast(latents.device.type, enabled=False):
         features = latents if vae.post_quant_conv is None else vae.post_quant_conv(latents)
     decoded: Tensor = vae.decoder(features)
-    return decoded.to(torch.promote_types(decoded.dtype, torch.float32))
+    return decoded.to(torch.promote_types(decoded.dtype, torch.float32)).contiguous()
 
 
 CONV_OUT = ("decoder.conv_out.weight", "decoder.conv_out.bias")

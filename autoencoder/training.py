@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from autoencoder import artifact, finetuning, model
+from autoencoder import artifact, finetuning, layout, model
 from autoencoder.adversarial import network
 from autoencoder.adversarial import saved as discriminators
 from autoencoder.adversarial_config import PLATEAU
@@ -68,6 +68,8 @@ def train(
             finetuning.take_weights(module, config, origin)
             if accelerator.is_main_process:
                 finetuning.record(config, module, origin, folder)
+        if layout.helps(accelerator.device, accelerator.mixed_precision, compiled=config.train.compile):
+            layout.to_channels_last(module.vae)
         task = AutoencoderTask(config, module, train_source, validation_source, accelerator, folder)
         notes: list[str | None] = []
         if starts and config.init_from is not None:
