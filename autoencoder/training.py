@@ -48,6 +48,12 @@ def build_module(config: TrainAutoencoderConfig, vae: AutoencoderKL | None = Non
     return Autoencoder(vae, log_scale)
 
 
+def lay_out(module: Autoencoder, config: TrainAutoencoderConfig, accelerator: Accelerator) -> None:
+    """Have the network's weights lie as it trains quickest; `finish` lays them out as stock code has them."""
+    if layout.helps(accelerator.device, accelerator.mixed_precision, compiled=config.train.compile):
+        layout.to_channels_last(module.vae)
+
+
 def train(
     config: TrainAutoencoderConfig,
     run: RunFolder | None,
@@ -68,8 +74,7 @@ def train(
             finetuning.take_weights(module, config, origin)
             if accelerator.is_main_process:
                 finetuning.record(config, module, origin, folder)
-        if layout.helps(accelerator.device, accelerator.mixed_precision, compiled=config.train.compile):
-            layout.to_channels_last(module.vae)
+        lay_out(module, config, accelerator)
         task = AutoencoderTask(config, module, train_source, validation_source, accelerator, folder)
         notes: list[str | None] = []
         if starts and config.init_from is not None:
