@@ -10,6 +10,8 @@ from torch.nn import functional
 from autoencoder import layout
 from autoencoder.config import ModelConfig
 from autoencoder.model import Autoencoder, build
+from autoencoder.runtime.config import OptimizerConfig
+from autoencoder.runtime.optim import build_optimizers
 
 LAST = torch.channels_last
 
@@ -116,3 +118,25 @@ def test_it_is_for_processors_in_bf16_alone() -> None:
     assert not any(
         (layout.helps(cpu, "no", compiled=False), layout.helps(gpu, "bf16", compiled=False), layout.helps(cpu, "bf16", compiled=True))
     )
+
+
+def test_optimizers_state_lies_as_its_weights_do_when_it_comes_back(both: tuple[Autoencoder, Autoencoder]) -> None:
+    """The fused kernel walks through weights, gradients and moments by the same memory order."""
+    network = both[1]
+    rng = torch.Generator().manual_seed(1)
+    images, noise = torch.rand(4, 3, 32, 32, generator=rng) * 2 - 1, torch.randn(4, 4, 8, 8, generator=rng)
+    optimizers = build_optimizers(network, OptimizerConfig(), edges=("vae.encoder.conv_in",))
+
+    def weights_after_a_step() -> dict[str, Tensor]:
+        step(network, images, noise)
+        optimizers.step(1.0, torch.zeros(()))
+        return {name: value.clone() for name, value in network.state_dict().items()}
+
+    before = weights_after_a_step()
+    saved = {name: value.clone(memory_format=torch.contiguous_format) for name, value in optimizers.tensors().items()}
+    whole = weights_after_a_step()
+    network.load_state_dict(before)
+    optimizers.load_tensors(saved)
+    resumed = weights_after_a_step()
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    assert any(not torch.equal(value, before[name]) for name, value in whole.items())

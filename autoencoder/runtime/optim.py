@@ -122,8 +122,11 @@ class Optimizers:
         for key, value in tensors.items():
             part, name, slot = key.split("/")
             parameter = by_name[name]
-            # AdamW's fused kernel wants its step count in fp32 on the parameter's device.
-            self.parts[part].state[parameter][slot] = value.to(parameter.device)
+            # What goes with each weight lies as the weights do: AdamW's fused kernel walks through both alike. It wants its step count in
+            # fp32 on the parameter's device.
+            alike = value.shape == parameter.shape
+            kept = torch.empty_like(parameter, dtype=value.dtype).copy_(value) if alike else value.to(parameter.device)
+            self.parts[part].state[parameter][slot] = kept
 
 
 def build_optimizers(
