@@ -25,8 +25,9 @@ check: $(READY)  ## Lint and types
 slow: $(READY)  ## The tests that take minutes
 	$(BIN)/python -m pytest -m slow --timeout 3600
 
-bench: $(READY)  ## Benchmarks, against their baselines
+bench: $(READY)  ## Benchmarks, against their baselines, and docs/performance.md
 	@for file in benchmarks/*.py; do echo "$(BIN)/python $$file"; $(BIN)/python $$file || exit 1; done
+	@$(BIN)/python benchmarks/performance.py
 
 clean:  ## Remove .venv and caches (runs/ stays)
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
