@@ -91,7 +91,8 @@ def plain(case: str, *, bf16: bool = False, one_pass: bool = False, layout: bool
         opponent.requires_grad_(False)
         with autocast():
             posterior, reconstruction = forward(images)
-            seen = reconstruction.detach().requires_grad_() if one_gradient else reconstruction
+            # No leaf: the counter of operations cannot follow a gradient that ends at one.
+            seen = reconstruction.detach().requires_grad_().view_as(reconstruction) if one_gradient else reconstruction
             fidelity = (images - seen).abs().mean()
             if with_distance:
                 fidelity = fidelity + distance(images, seen).mean()
