@@ -26,7 +26,7 @@ slow: $(READY)  ## The tests that take minutes
 	$(BIN)/python -m pytest -m slow --timeout 3600
 
 bench: $(READY)  ## Benchmarks, against their baselines, and docs/performance.md
-	@for file in benchmarks/*.py; do echo "$(BIN)/python $$file"; $(BIN)/python $$file || exit 1; done
+	@for file in $(filter-out benchmarks/performance.py,$(sort $(wildcard benchmarks/*.py))); do echo "$(BIN)/python $$file"; $(BIN)/python $$file || exit 1; done
 	@$(BIN)/python benchmarks/performance.py
 
 clean:  ## Remove .venv and caches (runs/ stays)

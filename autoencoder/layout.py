@@ -9,10 +9,13 @@ export and other precisions, the same modules do what stock code does.
 from typing import Any
 
 import torch
-from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
+
+import autoencoder.runtime.torchvision_operators  # noqa: F401  (before diffusers)
+
+from diffusers.models.resnet import ResnetBlock2D  # isort: skip
 
 LAST = torch.channels_last
 

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from autoencoder.adversarial.game import Game
 from autoencoder.adversarial.losses import discriminator_loss, generator_loss
-from autoencoder.adversarial_config import AdversarialConfig
 from autoencoder.config import ModelConfig
 from autoencoder.model import Autoencoder, build
 from autoencoder.objective import Objective
@@ -48,17 +47,7 @@ class Step:
         self.games = {weighting: self._game(weighting, options, device) for weighting in ("fixed", "step")}
 
     def _game(self, weighting: Any, options: argparse.Namespace, device: torch.device) -> Game:
-        config = AdversarialConfig(
-            name="hinge",
-            weighting=weighting,
-            weight=1.0,
-            ratio_bound=1e4,
-            start=0,
-            warmup_images=0,
-            ramp_images=0,
-            gate=(0.0, 1.0),
-            width=options.width,
-        )
+        config = frame.players_at_once(weighting, width=options.width)
         shape = (3, options.resolution, options.resolution)
         return Game(config, layer=self.layer, shape=shape, batch_size=options.batch, seed=0, device=device)
 

@@ -11,17 +11,15 @@ import argparse
 import contextlib
 import io
 import itertools
-import multiprocessing
-import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import frame
+import turns
 from encoding import save_network
 
 CASES = {"tiny, 4x8x8 (the demo)": ("tiny", 8, 64, 6), "tiny, 4x32x32": ("tiny", 32, 8, 3), "S, 4x32x32": ("S", 32, 4, 1)}
@@ -77,18 +75,6 @@ def plain_step(preset: Any, side: int, batch: int) -> Callable[[], None]:
         optimizer.step()
 
     return step
-
-
-def serve(preset: str, side: int, batch: int, steps: int, line: Connection) -> None:
-    """A process that times `steps` plain steps each time it is asked."""
-    import torch
-
-    torch.set_num_threads(1)
-    step = plain_step(preset, side, batch)
-    step()
-    line.send(None)
-    while line.recv():
-        line.send(timed(step, steps))
 
 
 class Ours:
@@ -154,22 +140,16 @@ class Ours:
 def compare(scratch: Path, case: str, rounds: int) -> dict[str, Any]:
     """Figures of one case."""
     preset, side, batch, steps = CASES[case]
-    context = multiprocessing.get_context("spawn")
-    line, theirs = context.Pipe()
-    process = context.Process(target=serve, args=(preset, side, batch, steps, theirs), daemon=True)
-    process.start()
-    line.recv()
+    worker = turns.Worker(plain_step, preset, side, batch, threads=1)
     ours = Ours(scratch, preset, side, batch)
     ours.step()
     seconds: dict[str, list[tuple[float, float]]] = {}
     for _ in range(rounds):
-        line.send(True)
-        seconds.setdefault("plain", []).append(line.recv())
+        seconds.setdefault("plain", []).append(worker.time(steps))
         for name, body, times in (("ours", ours.step, steps), ("batch", ours.batch, PARTS), ("reading", ours.reading, PARTS)):
             seconds.setdefault(name, []).append(timed(body, times))
         print(case, {name: [round(s, 5) for s in found[-1]] for name, found in seconds.items()}, flush=True)
-    line.send(False)
-    process.join()
+    worker.close()
 
     def ratio(name: str, whole: str, unit: int) -> float:
         return round(statistics.median(one[unit] / other[unit] for one, other in zip(seconds[name], seconds[whole], strict=True)), 4)
@@ -191,8 +171,6 @@ def main() -> None:
     parser.add_argument("--only", choices=CASES, help="one case")
     options: argparse.Namespace = parser.parse_args()
 
-    # For the plain loop's process as well.
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(frame.ROOT), str(frame.ROOT / "benchmarks")])
     import torch
 
     torch.set_num_threads(1)

@@ -1,6 +1,7 @@
 """What the benchmarks have in common: the way to the project (imported first, it makes the rest importable), device and result file."""
 
 import argparse
+import dataclasses
 import json
 import re
 import sys
@@ -27,6 +28,16 @@ def train_demo(folder: Path, *argv: str) -> None:
 
     if code := train.main([*QUIET, *argv, "--out", str(folder)]):
         raise SystemExit(code)
+
+
+def players_at_once(weighting: Any, **changes: Any) -> Any:
+    """An `AdversarialConfig` whose discriminator is heard from the first image on, ungated: what steps of both players are timed with."""
+    from autoencoder.adversarial_config import AdversarialConfig
+
+    config = AdversarialConfig(
+        name="hinge", weighting=weighting, weight=1.0, ratio_bound=1e4, start=0, warmup_images=0, ramp_images=0, gate=(0.0, 1.0)
+    )
+    return dataclasses.replace(config, **changes)
 
 
 def device_name(*, one_thread: bool = False) -> str:

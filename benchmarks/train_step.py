@@ -135,17 +135,6 @@ def ours(case: str, shipped: bool) -> Step:
     from autoencoder.training import build_module, lay_out
 
     with_distance, with_opponent = CASES[case]
-    adversarial = AdversarialConfig(
-        name="hinge",
-        weighting="step",
-        weight=1.0,
-        ratio_bound=1e4,
-        start=0,
-        warmup_images=0,
-        ramp_images=0,
-        gate=(0.0, 1.0),
-        clip_norm=None,
-    )
     perceptual = PerceptualConfig(name="lpips", net="vgg", weights="random", weight=1.0) if with_distance else PerceptualConfig()
     train = TrainConfig(images="1M", batch_size=BATCH)
     config = TrainAutoencoderConfig(
@@ -156,7 +145,7 @@ def ours(case: str, shipped: bool) -> Step:
             convention="ldm",
             kl=KLConfig(weight=KL_WEIGHT),
             perceptual=perceptual,
-            adversarial=adversarial if with_opponent else AdversarialConfig(),
+            adversarial=frame.players_at_once("step", clip_norm=None) if with_opponent else AdversarialConfig(),
         ),
         optimizer=OptimizerConfig() if shipped else OptimizerConfig(name="adamw", lr=LR, betas=(0.5, 0.9), weight_decay=0.01),
         train=train if shipped else dataclasses.replace(train, ema_halflife_images=None),

@@ -85,11 +85,20 @@ def open_prior(path: str, device: torch.device) -> LearnedPrior:
 
 
 def images_of(path: str) -> set[str]:
-    """Fingerprints of the images whose latents the run at `path` was trained on; none for a bare pipeline, which does not tell."""
+    """Fingerprints of the images whose latents the run at `path` was trained on; none for a bare pipeline, which does not tell.
+
+    Raises:
+        ConfigError: under `pipeline`: what the run tells of itself cannot be read.
+    """
     file = Path(path) / "evaluation.json"
-    told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    data = told.get("provenance", {}).get("latents", {}).get("data", [])
-    return {str(source["fingerprint"]) for source in data if "fingerprint" in source}
+    if not file.is_file():
+        return set()
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))["provenance"]["latents"]["data"]
+        return {str(source["fingerprint"]) for source in data}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        remedy = "it tells which images the prior has seen; let the run write it again, or give its pipeline folder alone"
+        raise ConfigError("pipeline", path, f"{file} cannot be read ({first_line(error)}): {remedy}") from error
 
 
 def pilot_latents(

@@ -19,6 +19,7 @@ from autoencoder.config import DataConfig
 from autoencoder.identity import identity
 from autoencoder.likelihood import DiscretizedLogistic
 from autoencoder.posterior import DiagonalGaussian
+from autoencoder.runtime.errors import ConfigError
 from diffusion import account, account_text, command, evaluate, price
 from diffusion.data import hold_out
 from diffusion.denoiser import NULL_CLASS
@@ -301,6 +302,13 @@ def test_a_run_tells_which_images_its_prior_has_seen(run: tuple[Path, small_late
     manifest = json.loads((made.latents / "manifest.json").read_text())
     assert images_of(str(folder)) == {segment["source"]["fingerprint"] for segment in manifest["segments"]} != set()
     assert images_of(str(folder / "pipeline")) == set()
+
+
+def test_a_run_whose_evaluation_is_damaged_is_refused_in_words(tmp_path: Path) -> None:
+    for text in ("{", '{"provenance": null}', '{"metrics": {}}'):
+        (tmp_path / "evaluation.json").write_text(text)
+        with pytest.raises(ConfigError, match=r"evaluation.json cannot be read"):
+            images_of(str(tmp_path))
 
 
 def test_pilot_rows_are_none_that_were_held_out(run: tuple[Path, small_latents.Data]) -> None:

@@ -49,6 +49,11 @@ def test_the_bound_stands_by_prior_with_what_the_learned_one_saves(tmp_path: Pat
     assert "Nats saved in each latent channel: 0: 51.0, 1: −1.0" in labels
 
 
+@pytest.mark.parametrize(("labelled", "said"), [(0, "−log p(x)"), (3, "−log p(x|y) and −log p(x)"), (64, "−log p(x|y)")])
+def test_what_is_bounded_is_said_of_images_with_labels_and_without(labelled: int, said: str, tmp_path: Path) -> None:
+    assert f"Rate, nats Bound on {said}, nats Bits/dim" in page_of(made(tmp_path / "run", labelled=labelled)).text
+
+
 def test_a_price_says_which_beta_to_train_with(tmp_path: Path) -> None:
     ratio = {"value": 0.66, "standard_error": 0.01}
     price = {"learned": {"value": 1.5, "standard_error": 0.04}, "standard_normal": ratio, "best_beta": ratio, "effective_beta": 1.0}

@@ -95,7 +95,9 @@ def _warnings(run: Run) -> list[str]:
 
 
 def _bounded(told: dict[str, Any]) -> str:
-    return "−log p(x|y)" if told["labelled"] == told["crops"] else "−log p(x)"
+    if told["labelled"] == told["crops"]:
+        return "−log p(x|y)"
+    return "−log p(x|y) and −log p(x)" if told["labelled"] else "−log p(x)"
 
 
 def _figure(told: dict[str, Any], digits: int) -> str:
